@@ -1,0 +1,42 @@
+"""The Python package for pip: a machine without ROS (training, tests) installs the same sources as colcon does."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ki_ros",
+    version="0.1.0",
+    description="A Knowledge-Insulated vision-language-action policy on a DROID robot",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["ki_ros", "ki_ros.*"]),
+    data_files=[
+        ("share/ament_index/resource_index/packages", ["resource/ki_ros"]),
+        ("share/ki_ros", ["package.xml"]),
+    ],
+    install_requires=[
+        "einops>=0.8,<1",
+        "numpy>=1.26,<3",
+        "opencv-python-headless>=4.8,<6",
+        "pillow>=10,<13",
+        "pyyaml>=6,<7",
+        "rich>=13,<16",
+        "safetensors>=0.4.3,<1",
+        "sentencepiece>=0.2,<1",
+        "torch>=2.6,<3",
+        "transformers>=4.53,<6",
+        "tyro>=0.9,<2",
+    ],
+    extras_require={
+        # The MJCF models and meshes come with the gym-hil wheel, which scripts/setup installs without its dependencies.
+        "sim": ["matplotlib>=3.8,<4", "mujoco>=3.2,<3.9"],
+        "train": ["matplotlib>=3.8,<4"],
+        "test": [
+            "hypothesis>=6.100,<7",
+            "import-linter>=2,<3",
+            "pytest>=8,<10",
+            "pytest-timeout>=2.3,<3",
+            "ruff>=0.6,<1",
+        ],
+    },
+    entry_points={"console_scripts": ["ki-ros = ki_ros.cli:main"]},
+)
