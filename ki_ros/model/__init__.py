@@ -1,0 +1,1 @@
+"""The policy network and what surrounds it on the way in and out. Torch and numpy only; knows no ROS."""

@@ -1,0 +1,76 @@
+"""The vision-language backbone: SigLIP and Gemma. Shapes: B batch, T tokens, W width, K key/value heads, H head dim."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ki_ros.model.config import KIConfig, LanguageConfig
+from ki_ros.model.layers import AttentionProjections, GatedMLP, RMSNorm, attend
+from ki_ros.model.vision import Projector, VisionTower
+
+
+class BackboneLayer(nn.Module):
+    """One Gemma layer. It hands out its keys and values, which the paired expert layer reads.
+
+    It is given nothing of the expert: no backbone token can depend on an action.
+    """
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.self_attn = AttentionProjections(config.width, config)
+        self.mlp = GatedMLP(config.width, config.mlp)
+        self.input_layernorm = RMSNorm(config.width)
+        self.post_attention_layernorm = RMSNorm(config.width)
+
+    def forward(
+        self, x: Tensor, rotation: Tensor, mask: Tensor, *, keys_values_only: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One layer.
+
+        Args:
+            x: (B, T, W).
+            rotation: of `rotary_embedding`, for the T positions.
+            mask: (B, T, T) bool, no row empty.
+            keys_values_only: leave x as it is; for a last layer whose output nothing reads.
+
+        Returns:
+            x after the layer, its rotated keys and its values, (B, K, T, H) each.
+        """
+        normed = self.input_layernorm(x)
+        keys, values = self.self_attn.keys_values(normed, rotation)
+        if keys_values_only:
+            return x, keys, values
+        attended = attend(self.self_attn.queries(normed, rotation), keys, values, mask)
+        x = x + self.self_attn.o_proj(attended)
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return x, keys, values
+
+
+class LanguageModel(nn.Module):
+    """Gemma's embedding, layers and last norm. The output head is the embedding, transposed: there is no second one."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(BackboneLayer(config) for _ in range(config.depth))
+        self.norm = RMSNorm(config.width)
+        self.embedding_scale = config.width**0.5
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T, W), times sqrt(W) as Gemma has it."""
+        return self.embed_tokens(tokens) * self.embedding_scale
+
+
+class Backbone(nn.Module):
+    """SigLIP, its projection and the language model, under the names of PaliGemma."""
+
+    def __init__(self, config: KIConfig) -> None:
+        super().__init__()
+        self.vision_tower = VisionTower(config.vision)
+        self.multi_modal_projector = Projector(config.vision.width, config.language.width)
+        self.language_model = LanguageModel(config.language)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(V, 3, S, S) in [-1, 1] -> (V, P, W)."""
+        images = images.to(self.multi_modal_projector.linear.weight.dtype)
+        return self.multi_modal_projector(self.vision_tower(images))

@@ -1,0 +1,243 @@
+"""Checkpoints as safetensors files, loaded whole or not at all.
+
+Names are openpi's, with or without the `model.` that LeRobot puts before them. In a file, the tied token embedding goes
+by `paligemma.lm_head.weight`, by `language_model.embed_tokens.weight`, or both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ki_ros.model.config import ConfigError, KIConfig
+from ki_ros.model.model import KIModel
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
+
+_EMBEDDING = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
+_EMBEDDING_ALIAS = "paligemma_with_expert.paligemma.lm_head.weight"
+_DEAD = "paligemma_with_expert.gemma_expert.lm_head.weight"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_LISTED = 8
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be loaded whole; the message names the file, the tensors and the fix."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in a file: under which name there, in which file, its shape and its safetensors dtype."""
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def load_checkpoint(
+    path: str | Path,
+    config: KIConfig | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> KIModel:
+    """A model with the weights of a checkpoint, in evaluation mode.
+
+    The model is built without memory and takes over the tensors one by one, so the weights exist once.
+
+    Args:
+        path: a safetensors file, or a directory that holds `model.safetensors` or its shards and their index.
+        config: sizes of the model; read from `config.json` beside the weights when left out.
+        device: where the weights go.
+        dtype: to compute in, see `KIModel.parameter_dtype`; None keeps the dtypes of the file.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or tensors that are missing, unexpected or of a wrong shape.
+    """
+    path = Path(path)
+    if config is None:
+        config = read_config(path)
+    stored = _read_headers(_weight_files(path))
+    with torch.device("meta"):
+        model = KIModel(config)
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    alias = stored.pop(_EMBEDDING_ALIAS, None)
+    if alias is not None:
+        _require_same_embedding(path, alias, stored.setdefault(_EMBEDDING, alias))
+    stored.pop(_DEAD, None)
+    _require_match(path, expected, stored)
+    with ExitStack() as stack:
+        files = {file: stack.enter_context(_open(file)) for file in {tensor.file for tensor in stored.values()}}
+        for name in expected:
+            source = stored[name]
+            tensor = files[source.file].get_tensor(source.name)
+            target = tensor.dtype if dtype is None else model.parameter_dtype(name, dtype)
+            owner, _, leaf = name.rpartition(".")
+            parameter = nn.Parameter(tensor.to(device=device, dtype=target))
+            setattr(model.get_submodule(owner), leaf, parameter)
+    model.paligemma_with_expert.backbone.vision_tower.materialize_buffers(device)
+    return model.eval()
+
+
+def save_checkpoint(model: KIModel, directory: str | Path) -> None:
+    """Writes `model.safetensors` and `config.json` into a directory, which is made when it does not exist.
+
+    Both files are complete on disk before either takes the place of an older one.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    # openpi and LeRobot both store the tied tensor under its head's name.
+    tensors[_EMBEDDING_ALIAS] = tensors.pop(_EMBEDDING)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as temporary:
+        weights, config = Path(temporary, WEIGHTS_FILE), Path(temporary, CONFIG_FILE)
+        save_file(tensors, weights, metadata={"format": "pt"})
+        config.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        for file in (weights, config):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        os.replace(weights, directory / WEIGHTS_FILE)
+        os.replace(config, directory / CONFIG_FILE)
+
+
+def read_config(path: str | Path) -> KIConfig:
+    """The configuration beside a checkpoint's weights.
+
+    Raises:
+        CheckpointError: there is none, or it is not in this package's format, as in public checkpoints.
+    """
+    path = Path(path)
+    file = (path if path.is_dir() else path.parent) / CONFIG_FILE
+    fix = "give the configuration, such as KIConfig.from_preset('pi05_droid_ki')"
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a safetensors file or a directory that holds one")
+    if not file.is_file():
+        raise CheckpointError(f"{file} does not exist; {fix}")
+    try:
+        return KIConfig.from_json(file)
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; correct it, or {fix}") from error
+
+
+def stored_action_dim(path: str | Path) -> int:
+    """D of the weights in a checkpoint: 8 of a DROID model of this package, 32 (zero padded) of a public one.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    path = Path(path)
+    tensor = _read_headers(_weight_files(path)).get("action_out_proj.bias")
+    if tensor is None or len(tensor.shape) != 1:
+        raise CheckpointError(f"{path} holds no action_out_proj.bias; give a pi0.5 checkpoint")
+    return tensor.shape[0]
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a safetensors file or a directory that holds one")
+    if path.is_file():
+        return [path]
+    if (path / WEIGHTS_FILE).is_file():
+        return [path / WEIGHTS_FILE]
+    index = path / INDEX_FILE
+    if not index.is_file():
+        raise CheckpointError(f"{path} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}; give a directory with either")
+    try:
+        weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+        inside = all(isinstance(name, str) and Path(name).name == name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} has no readable weight_map ({error}); write the checkpoint again") from error
+    if not inside or not names:
+        raise CheckpointError(f"{index}: weight_map names {names}; it must name files of the same directory")
+    missing = [name for name in names if not (path / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{path}: the shards {_listed(missing)} are missing; copy the whole checkpoint")
+    return [path / name for name in names]
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file ({error}); copy or write it again") from error
+
+
+def _read_headers(files: Iterable[Path]) -> dict[str, _Stored]:
+    """The tensors of all files by openpi's name."""
+    found: list[_Stored] = []
+    for file in files:
+        with _open(file) as handle:
+            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                view = handle.get_slice(name)
+                found.append(_Stored(name, file, tuple(view.get_shape()), view.get_dtype()))
+    prefix = "model." if found and all(tensor.name.startswith("model.") for tensor in found) else ""
+    stored: dict[str, _Stored] = {}
+    for tensor in found:
+        name = tensor.name.removeprefix(prefix)
+        if name in stored:
+            raise CheckpointError(
+                f"{tensor.name} is in {stored[name].file} and in {tensor.file}; write the checkpoint again"
+            )
+        stored[name] = tensor
+    return stored
+
+
+def _require_same_embedding(path: Path, alias: _Stored, embedding: _Stored) -> None:
+    if alias is embedding:
+        return
+    with _open(alias.file) as first, _open(embedding.file) as second:
+        if alias.shape != embedding.shape or not torch.equal(
+            first.get_tensor(alias.name), second.get_tensor(embedding.name)
+        ):
+            raise CheckpointError(
+                f"{path}: {alias.name} and {embedding.name} differ, but they are one tied tensor; "
+                "store the one that was trained"
+            )
+
+
+def _require_match(path: Path, expected: dict[str, tuple[int, ...]], stored: dict[str, _Stored]) -> None:
+    problems = []
+    missing = [name for name in expected if name not in stored]
+    if missing:
+        problems.append(f"missing: {_listed(missing)}")
+    unexpected = [stored[name].name for name in stored if name not in expected]
+    if unexpected:
+        problems.append(f"unexpected: {_listed(unexpected)}")
+    common = [(name, stored[name]) for name in expected if name in stored]
+    shapes = [
+        f"{tensor.name} expected {list(expected[name])}, found {list(tensor.shape)}"
+        for name, tensor in common
+        if tensor.shape != expected[name]
+    ]
+    if shapes:
+        problems.append(f"wrong shape: {_listed(shapes)}")
+    dtypes = [f"{tensor.name} {tensor.dtype}" for _, tensor in common if tensor.dtype not in _FLOATS]
+    if dtypes:
+        problems.append(f"not floating point: {_listed(dtypes)}")
+    if problems:
+        raise CheckpointError(
+            f"{path} does not fit the model.\n  "
+            + "\n  ".join(problems)
+            + "\nGive the configuration that the checkpoint was trained with, or a checkpoint of this model."
+        )
+
+
+def _listed(items: list[str]) -> str:
+    """All items up to a readable count, and how many there are."""
+    more = f", and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return f"{', '.join(items[:_LISTED])}{more} ({len(items)})"
