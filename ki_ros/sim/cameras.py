@@ -1,0 +1,63 @@
+"""The rig's three cameras: where they are, what they see, how large their pictures are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from ki_ros.rig import CameraRole
+
+EXTERIOR_FOVY = 68.0
+"""Vertical field of view of a ZED 2 at 1280x720 [degrees]."""
+
+WRIST_FOVY = 52.5
+"""Vertical field of view of a ZED Mini at 1280x720 [degrees]."""
+
+
+@dataclass(frozen=True)
+class Mount:
+    """How a camera is fixed: `position` (3,) [m] in the frame of `body`, looking at `target` (3,) of the same frame.
+
+    `up` (3,) is the direction of that frame which is upwards in the picture.
+    """
+
+    body: str
+    position: tuple[float, float, float]
+    target: tuple[float, float, float]
+    up: tuple[float, float, float]
+    fovy: float
+
+    def axes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Directions of the picture's right and up, (3,) unit vectors each, in the frame of `body`."""
+        backwards = np.subtract(self.position, self.target)
+        backwards /= np.linalg.norm(backwards)
+        right = np.cross(self.up, backwards)
+        right /= np.linalg.norm(right)
+        return right, np.cross(backwards, right)
+
+
+MOUNTS: Mapping[CameraRole, Mount] = MappingProxyType(
+    {
+        # Over the robot's left and right shoulder, on stands beside the base, as a DROID rig has its two ZED 2.
+        CameraRole.EXTERIOR_1: Mount("world", (-0.02, 0.70, 0.62), (0.42, 0.0, 0.20), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
+        CameraRole.EXTERIOR_2: Mount("world", (-0.02, -0.70, 0.62), (0.42, 0.0, 0.20), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
+        # On the gripper's base, 75 mm in front of its axis, the left eye of a stereo pair, pitched towards the fingers.
+        CameraRole.WRIST: Mount("base", (0.074, -0.031, 0.011), (-0.239, -0.031, 0.961), (1.0, 0.0, 0.0), WRIST_FOVY),
+    }
+)
+
+
+@dataclass(frozen=True)
+class CameraSize:
+    """Size of a picture [pixels]. Raises ValueError unless both are whole and in 1..4096."""
+
+    width: int = 320
+    height: int = 180
+
+    def __post_init__(self) -> None:
+        for name, value in (("width", self.width), ("height", self.height)):
+            if not isinstance(value, int) or not 1 <= value <= 4096:
+                raise ValueError(f"camera {name} must be a whole number in 1..4096, got {value!r}")
