@@ -211,8 +211,8 @@ PRESETS = {
     # The vocabulary is the shipped tokenizer's 1024 pieces, then room for 2048 FAST tokens and the 128 ids kept clear
     # above them.
     "ki_tiny": KIConfig(
-        vision=VisionConfig(width=128, depth=4, heads=4, mlp=512, image_size=224, patch_size=28),
-        language=LanguageConfig(width=256, mlp=1024, depth=4, heads=4, kv_heads=1, head_dim=64, vocab_size=3200),
+        vision=VisionConfig(width=128, depth=4, heads=4, mlp=512, image_size=224, patch_size=32),
+        language=LanguageConfig(width=192, mlp=768, depth=4, heads=4, kv_heads=1, head_dim=48, vocab_size=3200),
         expert=ExpertConfig(width=128, mlp=512),
         action_dim=STATE_DIM,
         action_horizon=15,

@@ -1,4 +1,7 @@
-"""The action expert. Shapes: B batch, L action tokens, T backbone tokens, W expert width, K key/value heads, H head dim."""
+"""The action expert.
+
+Shapes: B batch, L action tokens, T backbone tokens, W expert width, K key/value heads, H head dimension.
+"""
 
 from __future__ import annotations
 

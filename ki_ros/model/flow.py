@@ -15,8 +15,8 @@ MAX_PERIOD = 4.0
 def time_embedding(time: Tensor, width: int) -> Tensor:
     """Sinusoidal embedding of times (B,) -> (B, width) float32: sines, then cosines.
 
-    Periods are geometric from 4e-3 to 4, both included. Angles reach 2*pi*250, where float32 leaves an error of 5e-5, so
-    they and their sines are float64.
+    Periods are geometric from 4e-3 to 4, both included. Angles reach 2*pi*250, where float32 leaves an error of 5e-5,
+    so they and their sines are float64.
     """
     fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=time.device)
     period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction

@@ -72,7 +72,7 @@ class Observation:
             raise ObservationError("tokenized_prompt has no rows; give at least one observation")
         if length > config.max_token_len:
             raise ObservationError(
-                f"tokenized_prompt has {length} tokens a row; the model takes at most max_token_len {config.max_token_len}"
+                f"tokenized_prompt has {length} tokens a row; max_token_len is {config.max_token_len}"
             )
         _expect_tensor("tokenized_prompt_mask", self.tokenized_prompt_mask, (batch, length), torch.bool)
         _expect_tensor("state", self.state, (batch, None), None)

@@ -165,7 +165,7 @@ def suffix_positions(mask: Tensor, length: int) -> Tensor:
 
 
 def joint_mask(prefix_mask: Tensor, length: int) -> Tensor:
-    """Attention mask (B, T + L, T + L) of inference: a bidirectional prefix, then actions that see it and each other."""
+    """Attention mask (B, T + L, T + L) of inference: a bidirectional prefix, and actions that see it and themselves."""
     batch, prefix_length = prefix_mask.shape
     valid = torch.cat((prefix_mask, prefix_mask.new_ones(batch, length)), dim=1)
     block = torch.ones(prefix_length + length, prefix_length + length, dtype=torch.bool, device=prefix_mask.device)

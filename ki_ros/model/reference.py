@@ -2,8 +2,8 @@
 
     python -m ki_ros.model.reference DIRECTORY [--json FILE]
 
-The directory holds `config.json`, `weights.safetensors` and `vectors.safetensors`; its README names the tensors. Exits 1
-when a velocity or a sample is further than 1e-5 from the record, 2 when the directory cannot be read.
+The directory holds `config.json`, `weights.safetensors` and `vectors.safetensors`; its README names the tensors.
+Exits 1 when a velocity or a sample is further than 1e-5 from the record, 2 when the directory cannot be read.
 """
 
 from __future__ import annotations

@@ -1,0 +1,336 @@
+"""From camera views, joint state and an instruction to a chunk of actions in the rig's units. Knows no ROS."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ki_ros.model.checkpoint import CONFIG_FILE, load_checkpoint, read_config, stored_action_dim
+from ki_ros.model.config import KIConfig
+from ki_ros.model.model import KIModel
+from ki_ros.model.normalize import NormStats
+from ki_ros.model.observation import Observation
+from ki_ros.model.prompt import PromptError, build_prompt, clean_instruction
+from ki_ros.model.tokenizer import PALIGEMMA_SOURCES, PromptTokenizer, TokenizerError
+from ki_ros.resize import resize_with_pad
+from ki_ros.rig import NUM_JOINTS, POLICY_SLOTS, STATE_DIM, ActionSpace, CameraRole
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+NORM_STATS_FILE = "norm_stats.json"
+TOKENIZER_FILE = "tokenizer.model"
+
+
+class PolicyError(ValueError):
+    """A policy that cannot be loaded, or an input or output that must not be acted upon; the message names it."""
+
+
+def model_directory(preset: str) -> Path:
+    """The directory `models/<preset>` with the files that ship for a preset: in the clone, else in an installation.
+
+    Raises:
+        PolicyError: nothing ships for that preset; the message lists the places.
+    """
+    prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix]
+    roots = [Path(__file__).resolve().parents[1], *(Path(prefix, "share", "ki_ros") for prefix in prefixes if prefix)]
+    places = [root / "models" / preset for root in roots]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise PolicyError(f"no files ship for preset {preset!r}; looked at {', '.join(map(str, places))}")
+
+
+class Policy:
+    """A model with its normalisation and its tokenizer. Not safe to call from several threads at once.
+
+    Args:
+        model: in evaluation mode, on the device to run on.
+        norm_stats: of states and actions in the rig's units.
+        tokenizer: of the model's prompts.
+        num_steps: integration steps of an inference.
+        seed: of the noise that inference starts from; None for a different one in each process.
+        action_space: what the actions mean; the model's own when left out.
+        base_view: the exterior camera that the model sees.
+
+    Raises:
+        PolicyError: parts that do not belong together.
+    """
+
+    def __init__(
+        self,
+        model: KIModel,
+        norm_stats: NormStats,
+        tokenizer: PromptTokenizer,
+        *,
+        num_steps: int = 10,
+        seed: int | None = None,
+        action_space: ActionSpace | None = None,
+        base_view: CameraRole = CameraRole.EXTERIOR_1,
+    ) -> None:
+        config = model.config
+        if config.action_dim < STATE_DIM:
+            raise PolicyError(f"action_dim is {config.action_dim}; a DROID policy has {STATE_DIM} or more")
+        if tokenizer.vocab_size > config.language.vocab_size:
+            raise PolicyError(
+                f"the tokenizer has {tokenizer.vocab_size} pieces, the model only {config.language.vocab_size} "
+                "embeddings; give the tokenizer that the model was trained with"
+            )
+        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+            raise PolicyError(f"num_steps is {num_steps!r}; give a positive integer")
+        if base_view not in (CameraRole.EXTERIOR_1, CameraRole.EXTERIOR_2):
+            raise PolicyError(f"base_view is {base_view!r}; give an exterior camera")
+        self.model = model
+        self.norm_stats = norm_stats
+        self.tokenizer = tokenizer
+        self.num_steps = num_steps
+        self.action_space = action_space or config.action_space
+        # The third slot is a second arm's wrist: no DROID rig has it, so it never enters the observation.
+        self.slots = dict(zip(POLICY_SLOTS, (CameraRole(base_view), CameraRole.WRIST), strict=False))
+        self._generator = torch.Generator()
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        preset: str | None = None,
+        checkpoint: str | Path | None = None,
+        norm_stats: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        num_steps: int = 10,
+        seed: int | None = None,
+        action_space: str | ActionSpace | None = None,
+        base_view: CameraRole = CameraRole.EXTERIOR_1,
+    ) -> Policy:
+        """A policy from files.
+
+        Args:
+            preset: name of a configuration. A checkpoint that comes with its own goes by that.
+            checkpoint: safetensors file, or a directory of one; without it the weights are untrained.
+            norm_stats: path of `norm_stats.json`; by default beside the checkpoint (openpi's `assets/*/` too), then
+                what ships with the preset.
+            tokenizer: path of a sentencepiece model; by default beside the checkpoint, then what ships.
+            device: torch device.
+            dtype: "float32" or "bfloat16", to compute in.
+            num_steps, seed, base_view: see the class.
+            action_space: for checkpoints that do not name theirs.
+
+        Raises:
+            ValueError: PolicyError or the error of the part that is wrong (ConfigError, CheckpointError,
+                NormStatsError, TokenizerError); each names what and how to put it right.
+        """
+        if preset is None and checkpoint is None:
+            raise PolicyError("neither preset nor checkpoint is given; give at least one")
+        if dtype not in DTYPES:
+            raise PolicyError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
+        _require_device(device)
+        directories = _directories(preset, checkpoint)
+        config, named = _config(preset, checkpoint)
+        if action_space is not None:
+            action_space = ActionSpace.parse(action_space)
+            if named and action_space is not config.action_space:
+                raise PolicyError(
+                    f"action_space is {action_space.value!r}, but {checkpoint} was trained in "
+                    f"{config.action_space.value!r}; leave action_space out"
+                )
+            config = replace(config, action_space=action_space)
+        stats_file = (
+            Path(norm_stats) if norm_stats else _find(directories, (NORM_STATS_FILE, "assets/*/norm_stats.json"))
+        )
+        if stats_file is None:
+            raise PolicyError(
+                f"no {NORM_STATS_FILE} beside {checkpoint or f'preset {preset}'}; give norm_stats, the file that "
+                "belongs to the weights"
+            )
+        tokenizer_file = Path(tokenizer) if tokenizer else _find(directories, (TOKENIZER_FILE,))
+        if tokenizer_file is None:
+            raise PolicyError(
+                f"no {TOKENIZER_FILE} beside {checkpoint or f'preset {preset}'}; give tokenizer. {PALIGEMMA_SOURCES}"
+            )
+        stats = NormStats.load(stats_file)
+        prompt_tokenizer = PromptTokenizer(tokenizer_file, config.max_token_len)
+
+        if checkpoint is None:
+            logger.warning(
+                "UNTRAINED WEIGHTS: preset %s without a checkpoint acts at random. Never enable it on a real arm.",
+                preset,
+            )
+            model = _untrained(config, seed or 0, device, DTYPES[dtype])
+        else:
+            model = load_checkpoint(checkpoint, config, device=device, dtype=DTYPES[dtype])
+            logger.info(
+                "checkpoint %s: %.1f M parameters", checkpoint, sum(p.numel() for p in model.parameters()) / 1e6
+            )
+        model.requires_grad_(False)
+        return cls(model, stats, prompt_tokenizer, num_steps=num_steps, seed=seed, base_view=base_view)
+
+    @property
+    def config(self) -> KIConfig:
+        """The model's."""
+        return self.model.config
+
+    @property
+    def horizon(self) -> int:
+        """Actions of a chunk."""
+        return self.config.action_horizon
+
+    @property
+    def required_views(self) -> tuple[CameraRole, ...]:
+        """The cameras without which there is no inference."""
+        return tuple(self.slots.values())
+
+    def observe(self, views: Mapping[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> Observation:
+        """The model's observation, a batch of one on its device; arguments and errors as `infer`."""
+        state = np.asarray(state, dtype=np.float64)
+        if state.shape != (STATE_DIM,):
+            raise PolicyError(f"state has shape {state.shape}; expected ({STATE_DIM},), the joints and the gripper")
+        bad = np.flatnonzero(~np.isfinite(state))
+        if len(bad):
+            raise PolicyError(f"state[{bad[0]}] is {state[bad[0]]}; give a finite state")
+        if not clean_instruction(instruction).strip():
+            raise PolicyError(f"instruction is {instruction!r}; give a text that says what to do")
+        normalized = self.norm_stats.state.normalize(state)
+        try:
+            tokens, mask = self.tokenizer.encode(build_prompt(instruction, normalized))
+        except (PromptError, TokenizerError) as error:
+            raise PolicyError(f"instruction {instruction[:60]!r}: {error}") from error
+        images = {slot: self._image(role, views) for slot, role in self.slots.items()}
+        return Observation(
+            images=images,
+            image_masks={slot: torch.ones(1, dtype=torch.bool) for slot in images},
+            state=torch.from_numpy(normalized).float()[None],
+            tokenized_prompt=torch.from_numpy(tokens)[None],
+            tokenized_prompt_mask=torch.from_numpy(mask)[None],
+        ).to(self.model.device)
+
+    def infer(self, views: Mapping[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> np.ndarray:
+        """A chunk of actions.
+
+        Args:
+            views: by camera role, (H, W, 3) uint8 RGB of any size; `required_views` must be there, others are ignored.
+            state: (8,), joint positions [rad] and gripper closedness [0 open .. 1 closed].
+            instruction: what to do.
+
+        Returns:
+            (horizon, 8) float64: seven values in `action_space`, and the gripper's closedness clipped to [0, 1].
+
+        Raises:
+            PolicyError: a view that is missing or no RGB image, a state that is not finite, an instruction that is
+                empty or too long, or an action that is not finite.
+        """
+        return self._act(self.observe(views, state, instruction), None)
+
+    def warm_up(self) -> float:
+        """One inference on black views, so that the first real one is not the slow one; the time it took [s].
+
+        It draws no noise: a seeded policy gives the same chunks with it and without it.
+        """
+        start = time.perf_counter()
+        side = self.config.vision.image_size
+        views = dict.fromkeys(self.required_views, np.zeros((side, side, 3), dtype=np.uint8))
+        state = (self.norm_stats.state.q01 + self.norm_stats.state.q99) / 2
+        noise = torch.zeros(1, self.horizon, self.config.action_dim)
+        self._act(self.observe(views, state, "warm up"), noise)
+        return time.perf_counter() - start
+
+    def _act(self, observation: Observation, noise: torch.Tensor | None) -> np.ndarray:
+        sampled = self.model.sample_actions(
+            observation, noise=noise, num_steps=self.num_steps, generator=self._generator
+        )
+        # Public checkpoints pad actions with zeros; the rig's values come first.
+        actions = self.norm_stats.actions.unnormalize(sampled[0, :, :STATE_DIM].double().cpu().numpy())
+        bad = np.argwhere(~np.isfinite(actions))
+        if len(bad):
+            row, column = bad[0]
+            raise PolicyError(
+                f"actions[{row}, {column}] is {actions[row, column]}; {len(bad)} of {actions.size} values are not "
+                "finite; check the weights and the dtype"
+            )
+        actions[:, NUM_JOINTS] = actions[:, NUM_JOINTS].clip(0.0, 1.0)
+        return actions
+
+    def _image(self, role: CameraRole, views: Mapping[CameraRole, np.ndarray]) -> torch.Tensor:
+        """(1, 3, S, S) float32 in [-1, 1]."""
+        if role not in views:
+            have = ", ".join(CameraRole(view).value for view in views) or "none"
+            raise PolicyError(f"view {role.value!r} is missing (given: {have}); the policy needs it")
+        try:
+            image = resize_with_pad(views[role], self.config.vision.image_size)
+        except ValueError as error:
+            raise PolicyError(f"view {role.value!r}: {error}") from error
+        pixels = image.astype(np.float32) / 255.0 * 2.0 - 1.0
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()[None]
+
+
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PolicyError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); try 'cpu'") from error
+
+
+def _directories(preset: str | None, checkpoint: str | Path | None) -> list[Path]:
+    """Where the files that belong to the weights are looked for, in order."""
+    directories = []
+    if checkpoint is not None:
+        path = Path(checkpoint)
+        directories.append(path if path.is_dir() else path.parent)
+    if preset is not None:
+        try:
+            directories.append(model_directory(preset))
+        except PolicyError:
+            logger.debug("no files ship for preset %s", preset)
+    return directories
+
+
+def _config(preset: str | None, checkpoint: str | Path | None) -> tuple[KIConfig, bool]:
+    """The configuration, and whether it is the checkpoint's own."""
+    fallback = KIConfig.from_preset(preset) if preset is not None else None
+    if checkpoint is None:
+        assert fallback is not None
+        return fallback, False
+    path = Path(checkpoint)
+    beside = (path if path.is_dir() else path.parent) / CONFIG_FILE
+    if fallback is None or _is_ours(beside):
+        return read_config(path), True
+    # Public checkpoints do not say what they are; only the padding of their actions may differ from the preset's.
+    return replace(fallback, action_dim=stored_action_dim(path)), False
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a `config.json` means to be a KIConfig, and so must be a right one; others are another program's."""
+    return file.is_file() and '"knowledge_insulation"' in file.read_text(encoding="utf-8", errors="replace")
+
+
+def _find(directories: list[Path], patterns: tuple[str, ...]) -> Path | None:
+    """The one file that matches, in the first directory and by the first pattern that has any."""
+    for directory in directories:
+        for pattern in patterns:
+            found = sorted(directory.glob(pattern))
+            if len(found) > 1:
+                raise PolicyError(f"{directory} has several: {', '.join(map(str, found))}; give the path of one")
+            if found:
+                return found[0]
+    return None
+
+
+def _untrained(config: KIConfig, seed: int, device: str, dtype: torch.dtype) -> KIModel:
+    """Initial weights that depend on the seed alone; torch's own random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = KIModel(config)
+    return model.cast_(dtype).to(device).eval()
