@@ -25,8 +25,12 @@ _GRIPPER_DETAIL = 0.4
 """The wrist camera is that much closer to the gripper than the exterior cameras are to the arm."""
 
 
-def select_backend(name: str = "auto") -> str:
-    """Chooses what draws, before anything imports mujoco; returns "osmesa" or "egl".
+_SAMPLES = 4
+"""Samples of a pixel where a graphics device draws; on a CPU two of them double the time of a picture."""
+
+
+def resolve_backend(name: str = "auto") -> str:
+    """What draws the pictures: "osmesa" or "egl".
 
     "auto" follows the environment variable MUJOCO_GL when it is set, else takes EGL on a machine with a graphics
     device and OSMesa, which draws on the CPU, on one without.
@@ -45,7 +49,6 @@ def select_backend(name: str = "auto") -> str:
         )
     if name == "egl" and ctypes.util.find_library("EGL") is None:
         raise SimulationUnavailableError("EGL is not installed: apt-get install libegl1, or use gl_backend osmesa")
-    os.environ["MUJOCO_GL"] = name
     return name
 
 
@@ -53,18 +56,28 @@ def _has_graphics_device() -> bool:
     return Path("/dev/nvidia0").exists() or any(Path("/dev/dri").glob("renderD*"))
 
 
+def _context(backend: str, width: int, height: int):
+    # Imported by name: mujoco.GLContext is fixed by the environment when mujoco is first imported, maybe for a window.
+    if backend == "egl":
+        from mujoco.egl import GLContext
+    else:
+        from mujoco.osmesa import GLContext
+    return GLContext(width, height)
+
+
 class SceneRenderer:
     """Draws what the cameras see at a given state. It belongs to the thread that made it.
 
     model: mujoco.MjModel of the scene, which is only read. sizes: picture size by camera role.
+    backend: as for `resolve_backend`.
     Meshes are drawn about as finely as a pixel: on a CPU the robot's CAD meshes would cost ten times the picture.
 
-    Raises SimulationUnavailableError when there is no graphics context to be had.
+    Raises SimulationUnavailableError when there is no graphics context to be had, or ValueError for an unknown backend.
     """
 
-    def __init__(self, model, sizes: Mapping[CameraRole, CameraSize], *, shadows: bool = False, samples: int = 0):
+    def __init__(self, model, sizes: Mapping[CameraRole, CameraSize], *, shadows: bool = False, backend: str = "auto"):
         require_mujoco()
-        backend = select_backend()
+        backend = resolve_backend(backend)
         import mujoco
 
         self._mujoco = mujoco
@@ -78,7 +91,7 @@ class SceneRenderer:
         )
         self._model.vis.global_.offwidth = width
         self._model.vis.global_.offheight = height
-        self._model.vis.quality.offsamples = samples
+        self._model.vis.quality.offsamples = _SAMPLES if backend == "egl" else 0
         self._data = mujoco.MjData(self._model)
         self._scene = mujoco.MjvScene(self._model, maxgeom=2 * self._model.ngeom)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
@@ -94,7 +107,7 @@ class SceneRenderer:
             self._cameras[role] = camera
         self._gl = self._context = None
         try:
-            self._gl = mujoco.GLContext(width, height)
+            self._gl = _context(backend, width, height)
             self._gl.make_current()
             self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:

@@ -36,6 +36,10 @@ BLOCK_AREA = ((0.38, 0.62), (-0.24, 0.24))
 TABLE_HEIGHT = 0.76
 """The table's top over the floor [m]."""
 
+END_STOP = 0.003
+"""How far inside of a joint's position limit its end stop begins [rad]: a stop gives way a little when the arm is
+driven into it, and the joint must still be inside of its limit then."""
+
 ARM_JOINTS = tuple(f"joint{i}" for i in range(1, NUM_JOINTS + 1))
 ARM_ACTUATORS = tuple(f"actuator{i}" for i in range(1, NUM_JOINTS + 1))
 GRIPPER_ACTUATOR = "fingers_actuator"
@@ -92,8 +96,9 @@ def _control_arm(spec, robot: Robot, stiffness: np.ndarray, damping: np.ndarray,
             body.gravcomp = 1.0
     for i, (joint_name, actuator_name) in enumerate(zip(ARM_JOINTS, ARM_ACTUATORS, strict=True)):
         joint, actuator = spec.joint(joint_name), spec.actuator(actuator_name)
-        joint.range = [robot.position_lower[i], robot.position_upper[i]]
+        joint.range = [robot.position_lower[i] + END_STOP, robot.position_upper[i] - END_STOP]
         joint.solref_limit = [0.004, 1.0]
+        joint.solimp_limit = [0.95, 0.99, 0.001, 0.5, 2.0]
         # The torque limit holds for the sum of gravity compensation and control, as on the arm itself.
         torque = actuator.ctrlrange[1]
         joint.actgravcomp = True

@@ -36,6 +36,7 @@ class SimulatedRig:
         robot: the arm whose joint names and limits hold: `rig.PANDA` or `rig.FR3` (drawn as a Panda, too).
         sizes: picture size by camera role; 320x180 for a role that is not given.
         shadows: whether pictures have shadows, which costs about as much as the rest of the picture.
+        gl_backend: what draws them, "osmesa", "egl" or "auto".
 
     Raises:
         SimulationUnavailableError: mujoco or the robot's model is not installed.
@@ -48,13 +49,15 @@ class SimulatedRig:
         sizes: Mapping[CameraRole, CameraSize] | None = None,
         *,
         shadows: bool = False,
+        gl_backend: str = "auto",
     ) -> None:
         require_mujoco()
         import mujoco
 
         self._mujoco = mujoco
         self.robot = robot
-        self.shadows = shadows
+        self._shadows = shadows
+        self._gl_backend = gl_backend
         self.sizes = {role: (sizes or {}).get(role, CameraSize()) for role in CameraRole}
         self.model = scene.build(robot, STIFFNESS, DAMPING, shadows=shadows)
         self.data = mujoco.MjData(self.model)
@@ -264,7 +267,7 @@ class SimulatedRig:
         """A `SceneRenderer` of this rig for the thread that calls, which must also close it."""
         from ki_ros.sim.render import SceneRenderer
 
-        return SceneRenderer(self.model, self.sizes, shadows=self.shadows)
+        return SceneRenderer(self.model, self.sizes, shadows=self._shadows, backend=self._gl_backend)
 
     def close(self) -> None:
         """Frees the graphics context, if there is one; from the thread that rendered."""

@@ -108,7 +108,7 @@ class TrajectoryFollower:
         return float(self._times[-1])
 
     def sample(self, time: float) -> tuple[np.ndarray, np.ndarray]:
-        """Desired position [rad] and velocity [rad/s] at `time` [s], (7,) each; after the last point it stands there."""
+        """Desired position [rad] and velocity [rad/s] at `time` [s], (7,) each; after the last point it stands."""
         if time >= self._times[-1]:
             return self._positions[-1], np.zeros(NUM_JOINTS)
         segment = max(int(np.searchsorted(self._times, time, side="right")) - 1, 0)
