@@ -46,7 +46,7 @@ class ActionChunk:
         if len(bad):
             row, column = bad[0]
             raise ChunkError(
-                f"actions[{row}, {column}] is {actions[row, column]}; {len(bad)} of {actions.size} values are not finite"
+                f"actions[{row}, {column}] is {actions[row, column]} ({len(bad)} of {actions.size} are not finite)"
             )
         if not (np.isfinite(self.dt) and self.dt > 0):
             raise ChunkError(f"dt is {self.dt} s; expected a positive time")

@@ -1,0 +1,61 @@
+"""The main function of every node: start, spin until SIGINT or SIGTERM, stop cleanly."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import rclpy
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.experimental import EventsExecutor
+from rclpy.node import Node
+
+STARTUP_FAILED = 2
+"""Exit status of a node that could not start; the error is on standard error."""
+
+
+def uses_sim_time(node: Node) -> bool:
+    """Whether the node takes its time from /clock."""
+    return node.get_parameter("use_sim_time").value
+
+
+def pacing_clock(node: Node) -> Clock:
+    """The clock for a node's periodic work: simulated time in simulation, else the steady clock.
+
+    System time may jump when it is synchronised; a timer on it would then pause or race.
+    """
+    return node.get_clock() if uses_sim_time(node) else Clock(clock_type=ClockType.STEADY_TIME)
+
+
+def efficient_executor(node: Node) -> EventsExecutor | SingleThreadedExecutor:
+    """The executor with the least overhead per message that is sound for this node.
+
+    In rclpy 7 the EventsExecutor spins without pause, and never fires, on a timer that runs on simulated time.
+    """
+    return SingleThreadedExecutor() if uses_sim_time(node) else EventsExecutor()
+
+
+def run(create: Callable[[], Node]) -> None:
+    """Creates the node and spins it. Does not return: ends the process with 0, or `STARTUP_FAILED` with a message.
+
+    A node with threads of its own stops them in `destroy_node`.
+    """
+    rclpy.init(args=sys.argv)
+    try:
+        node = create()
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        rclpy.logging.get_logger("ki_ros").fatal(f"{type(error).__name__}: {error}")
+        rclpy.try_shutdown()
+        sys.exit(STARTUP_FAILED)
+    spinner = efficient_executor(node)
+    spinner.add_node(node)
+    try:
+        spinner.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        spinner.remove_node(node)
+        node.destroy_node()
+        rclpy.try_shutdown()
+    sys.exit(0)

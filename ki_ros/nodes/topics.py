@@ -1,0 +1,47 @@
+"""Names and quality of service of the graph's own topics and services.
+
+Names of sensor and controller topics are parameters of the nodes that use them: they belong to the rig's drivers.
+"""
+
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+OBSERVATION = "observation"
+ACTION_CHUNK = "action_chunk"
+INSTRUCTION = "instruction"
+EPOCH = "epoch"
+SET_INSTRUCTION = "set_instruction"
+JOINT_COMMAND = "joint_command"
+EXECUTOR_STATUS = "executor_status"
+ENABLE = "enable"
+
+SENSOR_QOS = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=5,
+    reliability=ReliabilityPolicy.BEST_EFFORT,
+    durability=DurabilityPolicy.VOLATILE,
+)
+"""Camera images and joint states: what is lost is not sent again, the next one is better."""
+
+NEWEST_QOS = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.VOLATILE,
+)
+"""Observations and chunks: only the newest is of use."""
+
+LATCHED_QOS = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+"""The instruction: who joins late receives it too."""
+
+COMMAND_QOS = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=10,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.VOLATILE,
+)
+"""Commands and the executor's status."""
