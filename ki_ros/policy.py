@@ -115,6 +115,7 @@ class Policy:
         seed: int | None = None,
         action_space: str | ActionSpace | None = None,
         base_view: CameraRole = CameraRole.EXTERIOR_1,
+        threads: int | None = None,
     ) -> Policy:
         """A policy from files.
 
@@ -128,6 +129,8 @@ class Policy:
             dtype: "float32" or "bfloat16", to compute in.
             num_steps, seed, base_view: see the class.
             action_space: for checkpoints that do not name theirs.
+            threads: of torch on the CPU, for the whole process; None leaves them. A small model on cores that others use
+                too wants 1: threads that wait for each other make it slower by orders of magnitude.
 
         Raises:
             ValueError: PolicyError or the error of the part that is wrong (ConfigError, CheckpointError,
@@ -138,6 +141,10 @@ class Policy:
         if dtype not in DTYPES:
             raise PolicyError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
         _require_device(device)
+        if threads is not None:
+            if threads < 1:
+                raise PolicyError(f"threads is {threads}; give a positive integer, or None to leave torch's own")
+            torch.set_num_threads(threads)
         directories = _directories(preset, checkpoint)
         config, named = _config(preset, checkpoint)
         if action_space is not None:

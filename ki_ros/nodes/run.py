@@ -8,7 +8,6 @@ from collections.abc import Callable
 import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.experimental import EventsExecutor
 from rclpy.node import Node
 
 STARTUP_FAILED = 2
@@ -28,14 +27,6 @@ def pacing_clock(node: Node) -> Clock:
     return node.get_clock() if uses_sim_time(node) else Clock(clock_type=ClockType.STEADY_TIME)
 
 
-def efficient_executor(node: Node) -> EventsExecutor | SingleThreadedExecutor:
-    """The executor with the least overhead per message that is sound for this node.
-
-    In rclpy 7 the EventsExecutor spins without pause, and never fires, on a timer that runs on simulated time.
-    """
-    return SingleThreadedExecutor() if uses_sim_time(node) else EventsExecutor()
-
-
 def run(create: Callable[[], Node]) -> None:
     """Creates the node and spins it. Does not return: ends the process with 0, or `STARTUP_FAILED` with a message.
 
@@ -48,7 +39,7 @@ def run(create: Callable[[], Node]) -> None:
         rclpy.logging.get_logger("ki_ros").fatal(f"{type(error).__name__}: {error}")
         rclpy.try_shutdown()
         sys.exit(STARTUP_FAILED)
-    spinner = efficient_executor(node)
+    spinner = SingleThreadedExecutor()
     spinner.add_node(node)
     try:
         spinner.spin()

@@ -162,27 +162,34 @@ class Pacer:
         return (s1 - s0) / (t1 - t0)
 
 
+REAL_TIME = 0.97
+"""Measured factor from which on it is called real time."""
+
+
 class PaceReport:
     """Says how simulated time passes when it is first known and whenever that changes materially."""
 
-    def __init__(self, tolerance: float = 0.15) -> None:
+    def __init__(self, tolerance: float = 0.1) -> None:
         self._tolerance = tolerance
-        self._last: float | None = None
+        self._said: float | None = None
 
     def update(self, measured: float | None, limited_by: str) -> str | None:
         """A sentence for the log, or None when there is nothing new to say."""
-        if measured is None:
+        if measured is None or (self._said is not None and not self._differs(measured, self._said)):
             return None
-        if self._last is not None and abs(measured - self._last) <= self._tolerance * self._last:
-            return None
-        self._last = measured
+        self._said = measured
         return describe(measured, limited_by)
+
+    def _differs(self, measured: float, said: float) -> bool:
+        # Arriving at real time is news however small the step; a flicker about the threshold is not.
+        arrived = said < REAL_TIME and measured >= (1 + REAL_TIME) / 2
+        return arrived or abs(measured - said) > self._tolerance * said
 
 
 def describe(measured: float | None, limited_by: str) -> str:
     """For a person: "real time", or "0.43 of real time, limited by rendering"."""
     if measured is None:
         return "the real-time factor is not known yet"
-    if measured >= 0.97:
+    if REAL_TIME <= measured < 1.05:
         return "real time"
     return f"{measured:.2f} of real time" + (f", limited by {limited_by}" if limited_by else "")
