@@ -86,7 +86,7 @@ class SimulatedRig:
 
     def step(self, dt: float = scene.TIMESTEP) -> None:
         """Lets `dt` seconds pass. Raises ValueError unless that is a whole number of physics steps, or PhysicsError."""
-        count = round(dt / scene.TIMESTEP)
+        count = round(dt / scene.TIMESTEP) if np.isfinite(dt) else 0
         if count < 1 or abs(count * scene.TIMESTEP - dt) > 1e-9:
             raise ValueError(f"dt must be a whole number of physics steps of {scene.TIMESTEP} s, got {dt!r}")
         self.step_count(count)
