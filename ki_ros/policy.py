@@ -129,8 +129,8 @@ class Policy:
             dtype: "float32" or "bfloat16", to compute in.
             num_steps, seed, base_view: see the class.
             action_space: for checkpoints that do not name theirs.
-            threads: of torch on the CPU, for the whole process; None leaves them. A small model on cores that others use
-                too wants 1: threads that wait for each other make it slower by orders of magnitude.
+            threads: of torch on the CPU, for the whole process; None leaves them. A small model on cores that others
+                use too wants 1: threads that wait for each other make it slower by orders of magnitude.
 
         Raises:
             ValueError: PolicyError or the error of the part that is wrong (ConfigError, CheckpointError,
@@ -259,7 +259,7 @@ class Policy:
             observation, noise=noise, num_steps=self.num_steps, generator=self._generator
         )
         # Public checkpoints pad actions with zeros; the rig's values come first.
-        actions = self.norm_stats.actions.unnormalize(sampled[0, :, :STATE_DIM].double().cpu().numpy())
+        actions = self.norm_stats.actions.unnormalize(sampled[0, :, :STATE_DIM].cpu().numpy())
         bad = np.argwhere(~np.isfinite(actions))
         if len(bad):
             row, column = bad[0]

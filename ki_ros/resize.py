@@ -38,7 +38,9 @@ def resize_with_pad(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarra
             f"image of {image_height}x{image_width} pixels leaves nothing when it is fitted into {height}x{width}; "
             "give a view that is less thin"
         )
-    resized = Image.fromarray(image).resize((new_width, new_height), resample=Image.Resampling.BILINEAR)
+    # Both passes round to 8 bits, so their order shows; Pillow's own choice of it changed between versions.
+    narrowed = Image.fromarray(image).resize((new_width, image_height), resample=Image.Resampling.BILINEAR)
+    resized = narrowed.resize((new_width, new_height), resample=Image.Resampling.BILINEAR)
     frame = np.zeros((height, width, 3), dtype=np.uint8)
     top, left = (height - new_height) // 2, (width - new_width) // 2
     frame[top : top + new_height, left : left + new_width] = resized

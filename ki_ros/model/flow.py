@@ -47,10 +47,14 @@ def integrate(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_s
     """Euler integration of `velocity(x, time)` from noise (B, H, D) at time 1 to an action at time 0.
 
     The state x stays in the dtype of the noise; time is (B,) float32.
+
+    Raises:
+        ValueError: num_steps is not a positive integer.
     """
+    times = sample_times(num_steps)
     step = torch.tensor(-1.0 / num_steps, dtype=torch.float32).item()
     x = noise
-    for time in sample_times(num_steps):
+    for time in times:
         v = velocity(x, torch.full((x.shape[0],), time, dtype=torch.float32, device=x.device))
         x = x + step * v.to(x.dtype)
     return x

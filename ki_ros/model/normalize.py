@@ -37,12 +37,12 @@ def normalize_quantile(x: np.ndarray, q01: np.ndarray, q99: np.ndarray) -> np.nd
 def unnormalize_quantile(x: np.ndarray, q01: np.ndarray, q99: np.ndarray) -> np.ndarray:
     """The inverse of `normalize_quantile`; values past the last quantile are padding and stay as they are.
 
-    x (..., D) with quantiles of at most D values, float64 out.
+    x (..., D) with quantiles of at most D values, float64 out. As in openpi, x + 1 is rounded to the dtype of x.
 
     Raises:
         ValueError: more quantiles than values.
     """
-    x, q01, q99 = (np.asarray(array, dtype=np.float64) for array in (x, q01, q99))
+    x, q01, q99 = np.asarray(x), np.asarray(q01, dtype=np.float64), np.asarray(q99, dtype=np.float64)
     dim = len(q01)
     if x.shape[-1] < dim:
         raise ValueError(f"x has {x.shape[-1]} values, the quantiles {dim}; give a value for each quantile")
