@@ -1,0 +1,249 @@
+"""One description of the running graph, for the launch file and for `ki-ros up` alike: nodes, parameters, environment.
+
+Imports neither launch nor rclpy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ki_ros import rig
+
+NODE_NAMES = ("simulator", "observation", "policy", "executor")
+
+RECORDED_TOPICS = (
+    "/action_chunk",
+    "/diagnostics",
+    "/epoch",
+    "/executor_status",
+    "/instruction",
+    "/joint_command",
+    "/observation",
+)
+"""Topics of the graph that a recording holds, beside those of sensors and controllers."""
+
+
+class BringupError(ValueError):
+    """Settings or a parameter file that cannot be started. The message names the key, the value and the fix."""
+
+
+def share_directory(name: str) -> Path:
+    """The directory `config`, `launch` or `models`: of the clone, else of the installation.
+
+    Raises:
+        BringupError: it is nowhere; the message lists the places.
+    """
+    prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix]
+    roots = [Path(__file__).resolve().parents[1], *(Path(prefix, "share", "ki_ros") for prefix in prefixes if prefix)]
+    for root in roots:
+        if (root / name).is_dir():
+            return root / name
+    raise BringupError(f"no directory {name!r} of ki_ros at {', '.join(map(str, roots))}; build or install the package")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a person may choose at start. Each empty value leaves what the parameter file says.
+
+    The names and the descriptions are the arguments of the launch file and of `ki-ros up`.
+    """
+
+    sim: bool = field(default=False, metadata={"help": "Start the simulated rig too"})
+    robot: str = field(default="panda", metadata={"help": f"Arm: {' or '.join(rig.ROBOTS)}"})
+    preset: str = field(default="", metadata={"help": "Model preset"})
+    checkpoint: str = field(default="", metadata={"help": "Checkpoint: a safetensors file or a directory"})
+    norm_stats: str = field(default="", metadata={"help": "norm_stats.json, if not beside the checkpoint"})
+    tokenizer: str = field(default="", metadata={"help": "sentencepiece model, if not beside the checkpoint"})
+    device: str = field(default="", metadata={"help": "torch device of the policy"})
+    instruction: str = field(default="", metadata={"help": "Instruction in force from the start"})
+    params_file: str = field(
+        default="",
+        metadata={"help": "Parameter file; empty: config/droid_sim.yaml with sim, else config/droid_zed.yaml"},
+    )
+    record: str = field(default="", metadata={"help": "Record a rosbag2 recording: true, or its directory"})
+    exterior_1_topic: str = field(default="", metadata={"help": "Image topic of the first exterior camera"})
+    exterior_2_topic: str = field(default="", metadata={"help": "Image topic of the second exterior camera"})
+    wrist_topic: str = field(default="", metadata={"help": "Image topic of the wrist camera"})
+    joint_states_topic: str = field(default="", metadata={"help": "Topic of the arm's joint states"})
+    gripper_topic: str = field(default="", metadata={"help": "Topic of the gripper's joint state"})
+    controller: str = field(default="", metadata={"help": "forward_command or joint_trajectory"})
+    controller_topic: str = field(default="", metadata={"help": "Topic of the arm controller's commands"})
+    gripper_controller_topic: str = field(default="", metadata={"help": "Topic of the gripper controller's commands"})
+
+
+@dataclass(frozen=True)
+class NodeDescription:
+    """One process of the graph.
+
+    Attributes:
+        name: node name, and the name of its executable and of its module under `ki_ros.nodes`.
+        parameters: parameter sources, later ones win: paths of parameter files, or mappings.
+    """
+
+    name: str
+    parameters: tuple[Path | dict[str, Any], ...]
+
+    @property
+    def module(self) -> str:
+        """Module whose `main` runs the node."""
+        return f"ki_ros.nodes.{self.name}"
+
+
+def describe(settings: Settings) -> list[NodeDescription]:
+    """The nodes to start.
+
+    Raises:
+        BringupError: an unknown robot, a parameter file that is missing or malformed, or one that names other nodes.
+    """
+    if settings.robot not in rig.ROBOTS:
+        raise BringupError(f"robot {settings.robot!r} is not known; use one of {', '.join(rig.ROBOTS)}")
+    params_file = _params_file(settings)
+    check_params_file(params_file)
+    nodes = [name for name in NODE_NAMES if name != "simulator" or settings.sim]
+    return [NodeDescription(name, (params_file, _overrides(name, settings))) for name in nodes]
+
+
+def check_params_file(path: Path) -> None:
+    """Refuses what rclpy would ignore without a word: a file without parameters, a node that is not in the graph.
+
+    Keys below a node are checked by the node itself.
+
+    Raises:
+        BringupError: see above; the message names the file, the key and the nearest right one.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BringupError(f"params_file {str(path)!r} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise BringupError(f"params_file {str(path)!r} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise BringupError(f"params_file {str(path)!r} holds no mapping of node names to ros__parameters")
+    for key, value in content.items():
+        name = str(key).lstrip("/")
+        if name not in (*NODE_NAMES, "replay", "**"):
+            near = difflib.get_close_matches(name, NODE_NAMES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the nodes are {', '.join(NODE_NAMES)}"
+            raise BringupError(f"params_file {str(path)!r}: no node is called {key!r}; {hint}")
+        if not isinstance(value, dict) or set(value) != {"ros__parameters"}:
+            raise BringupError(f"params_file {str(path)!r}: {key!r} must hold one mapping, ros__parameters")
+
+
+def environment() -> dict[str, str]:
+    """Variables that the graph's processes need beside the present environment: the Fast DDS profile.
+
+    A profile that is already chosen stays.
+    """
+    chosen = {"FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"} & os.environ.keys()
+    return {} if chosen else {"FASTRTPS_DEFAULT_PROFILES_FILE": str(share_directory("config") / "fastdds.xml")}
+
+
+def record_command(settings: Settings) -> list[str] | None:
+    """The `ros2 bag record` command for `settings.record`, None where nothing is to be recorded.
+
+    Sensor topics are those that the observation node is told to use.
+    """
+    if settings.record.lower() in ("", "false"):
+        return None
+    sensors = sensor_topics(settings)
+    output = [] if settings.record.lower() == "true" else ["--output", settings.record]
+    use_sim_time = ["--use-sim-time"] if settings.sim else []
+    return [
+        "ros2",
+        "bag",
+        "record",
+        "--storage",
+        "mcap",
+        *output,
+        *use_sim_time,
+        "--topics",
+        *RECORDED_TOPICS,
+        *sensors,
+    ]
+
+
+def sensor_topics(settings: Settings) -> list[str]:
+    """Camera, joint and gripper topics of the observation node, from the parameter file and the settings."""
+    content = yaml.safe_load(_params_file(settings).read_text(encoding="utf-8"))
+    values = content.get("observation", content.get("/observation", {})).get("ros__parameters", {})
+    chosen = _overrides("observation", settings)
+    topics = [
+        chosen.get(f"{role.value}.topic") or values.get(role.value, {}).get("topic", "") for role in rig.CameraRole
+    ]
+    for key, default in (("joint_states_topic", "/joint_states"), ("gripper_topic", "/gripper/joint_states")):
+        topics.append(chosen.get(key) or values.get(key, default))
+    return sorted({topic for topic in topics if topic})
+
+
+def _params_file(settings: Settings) -> Path:
+    if settings.params_file:
+        return Path(settings.params_file)
+    return share_directory("config") / ("droid_sim.yaml" if settings.sim else "droid_zed.yaml")
+
+
+def _overrides(node: str, settings: Settings) -> dict[str, Any]:
+    """The settings that concern a node, by parameter name; empty ones are left out."""
+    s = settings
+    cameras = {role.value: getattr(s, f"{role.value}_topic") for role in rig.CameraRole}
+    camera_topics = {f"{role}.topic": topic for role, topic in cameras.items()}
+    by_node = {
+        "simulator": {
+            "robot": s.robot,
+            **camera_topics,
+            "joint_states_topic": s.joint_states_topic,
+            "gripper_states_topic": s.gripper_topic,
+            ("trajectory_topic" if s.controller == "joint_trajectory" else "arm_command_topic"): s.controller_topic,
+            "gripper_command_topic": s.gripper_controller_topic,
+        },
+        "observation": {
+            "robot": s.robot,
+            **camera_topics,
+            "joint_states_topic": s.joint_states_topic,
+            "gripper_topic": s.gripper_topic,
+        },
+        "policy": {
+            "preset": s.preset,
+            "checkpoint": s.checkpoint,
+            "norm_stats": s.norm_stats,
+            "tokenizer": s.tokenizer,
+            "device": s.device,
+            "autostart": True,
+        },
+        "executor": {
+            "robot": s.robot,
+            "instruction": s.instruction,
+            "joint_states_topic": s.joint_states_topic,
+            "controller": s.controller,
+            ("trajectory_topic" if s.controller == "joint_trajectory" else "command_topic"): s.controller_topic,
+            "gripper_topic": s.gripper_controller_topic,
+        },
+    }
+    return {key: value for key, value in by_node[node].items() if value != ""}
+
+
+def arguments() -> list[tuple[str, str, str]]:
+    """Name, default and description of every setting, as launch arguments are declared."""
+    return [
+        (f.name, str(f.default).lower() if isinstance(f.default, bool) else f.default, f.metadata["help"])
+        for f in dataclasses.fields(Settings)
+    ]
+
+
+def parse(values: dict[str, str]) -> Settings:
+    """Settings from launch arguments, which are strings.
+
+    Raises:
+        BringupError: sim is neither true nor false.
+    """
+    sim = values["sim"].strip().lower()
+    if sim not in ("true", "false"):
+        raise BringupError(f"sim is {values['sim']!r}; use true or false")
+    return Settings(**{**values, "sim": sim == "true"})

@@ -1,0 +1,1 @@
+"""What `ki-ros <command>` does, one module a command."""

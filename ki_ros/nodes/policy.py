@@ -1,0 +1,280 @@
+"""The policy node: newest observation in, action chunk out, one inference thread.
+
+A managed (lifecycle) node: configure loads the model, activate starts inference, deactivate stops it, cleanup frees the
+model. With `autostart` it configures and activates itself, and ends with an error if it cannot.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+
+import numpy as np
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.serialization import deserialize_message
+
+from ki_ros import msg
+from ki_ros.chunk import ActionChunk, ChunkError
+from ki_ros.nodes import diagnostics, stamps, topics
+from ki_ros.nodes.parameters import declare, parameter
+from ki_ros.nodes.run import run
+from ki_ros.policy import Policy, PolicyError
+from ki_ros.rig import CONTROL_HZ, ActionSpace, CameraRole
+
+
+@dataclass
+class Parameters:
+    """Parameters of the policy node."""
+
+    preset: str = parameter("", "Model preset; names the architecture when no checkpoint does. See ki_ros.model.config")
+    checkpoint: str = parameter("", "Checkpoint: a safetensors file or a directory; empty for untrained weights")
+    norm_stats: str = parameter("", "norm_stats.json; empty: the one beside the checkpoint, or the preset's own")
+    tokenizer: str = parameter("", "sentencepiece model of the prompt; empty: the checkpoint's or the preset's own")
+    action_space: str = parameter(
+        "",
+        "Meaning of the actions, for checkpoints that do not say",
+        choices=["", *(space.value for space in ActionSpace)],
+    )
+    allow_untrained: bool = parameter(False, "Accept a preset without a checkpoint; its actions are random")
+    base_camera: str = parameter(
+        "exterior_1", "Exterior camera that the policy sees", choices=["exterior_1", "exterior_2"]
+    )
+    device: str = parameter("cpu", "torch device: cpu, cuda, cuda:1, ...")
+    dtype: str = parameter("float32", "Compute type", choices=["float32", "bfloat16"])
+    threads: int = parameter(0, "CPU threads of torch; 0: torch decides", low=0, high=256)
+    num_steps: int = parameter(10, "Euler steps of flow matching", low=1, high=100)
+    seed: int = parameter(-1, "Seed of the sampling noise; -1: another one each start", low=-1, high=2**31 - 1)
+    autostart: bool = parameter(False, "Configure and activate at start, without a lifecycle manager")
+
+
+class PolicyNode(LifecycleNode):
+    """See the module's docstring.
+
+    Threads: callbacks of the executor only store the newest observation and the epoch; the inference thread decodes,
+    infers and publishes. Both meet in `_mailbox`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("policy")
+        self.parameters = declare(self, Parameters)
+        self._mailbox = threading.Condition()
+        self._newest: bytes | None = None
+        self._epoch = 0
+        self._running = False
+        self._thread: threading.Thread | None = None
+        self._policy: Policy | None = None
+        self._counts: Counter[str] = Counter()
+        self._last_error = ""
+        self._errors_reported = 0
+        self._description = ""
+        self._inference_ms: deque[float] = deque(maxlen=300)
+        self._publisher = self.create_publisher(msg.ActionChunk, topics.ACTION_CHUNK, topics.NEWEST_QOS)
+        self.create_subscription(msg.Epoch, topics.EPOCH, self._on_epoch, topics.LATCHED_QOS)
+        self.create_subscription(msg.Observation, topics.OBSERVATION, self._on_observation, topics.NEWEST_QOS, raw=True)
+        self._diagnostics = diagnostics.Diagnostics(self, {"policy": self._report})
+        if self.parameters.autostart:
+            self._autostart()
+
+    def _autostart(self) -> None:
+        for transition in (self.trigger_configure, self.trigger_activate):
+            if transition() is not TransitionCallbackReturn.SUCCESS:
+                raise RuntimeError(self._last_error or "the node could not be started")
+
+    # -- lifecycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Loads the model and runs it once, so that the first observation does not pay for what happens only once."""
+        values = self.parameters
+        try:
+            if not values.checkpoint and not values.allow_untrained:
+                raise PolicyError(
+                    "checkpoint is empty: untrained weights move the arm at random. Give a checkpoint, "
+                    "or set allow_untrained in simulation"
+                )
+            started = time.monotonic()
+            policy = Policy.load(
+                preset=values.preset or None,
+                checkpoint=values.checkpoint or None,
+                norm_stats=values.norm_stats or None,
+                tokenizer=values.tokenizer or None,
+                action_space=values.action_space or None,
+                base_view=CameraRole(values.base_camera),
+                threads=values.threads or None,
+                device=values.device,
+                dtype=values.dtype,
+                num_steps=values.num_steps,
+                seed=None if values.seed < 0 else values.seed,
+            )
+            policy.warm_up()
+        except (ValueError, OSError, RuntimeError) as error:
+            self._last_error = f"{type(error).__name__}: {error}"
+            self.get_logger().error(f"the policy cannot be loaded: {self._last_error}")
+            return TransitionCallbackReturn.FAILURE
+        self._policy = policy
+        self._description = (
+            f"{values.checkpoint or values.preset + ' (untrained)'} on {values.device} in {values.dtype}"
+        )
+        self.get_logger().info(f"loaded {self._description} in {time.monotonic() - started:.1f} s")
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Starts the inference thread."""
+        with self._mailbox:
+            self._running = True
+            self._newest = None
+        self._thread = threading.Thread(target=self._infer_forever, name="inference", daemon=True)
+        self._thread.start()
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stops the inference thread; a chunk that is being computed is not published."""
+        self._stop()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Frees the model."""
+        self._policy = None
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stops inference and frees the model."""
+        self._stop()
+        self._policy = None
+        return super().on_shutdown(state)
+
+    def destroy_node(self) -> None:
+        """Stops the inference thread before the node's publisher goes."""
+        self._stop()
+        super().destroy_node()
+
+    def _stop(self) -> None:
+        with self._mailbox:
+            self._running = False
+            self._mailbox.notify()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    # -- messages
+
+    def _on_epoch(self, message: msg.Epoch) -> None:
+        with self._mailbox:
+            self._epoch = message.id
+
+    def _on_observation(self, serialised: bytes) -> None:
+        with self._mailbox:
+            if not self._running:
+                return
+            if self._newest is not None:
+                self._counts["observations_superseded"] += 1
+            self._newest = serialised
+            self._mailbox.notify()
+
+    # -- inference thread
+
+    def _infer_forever(self) -> None:
+        while True:
+            with self._mailbox:
+                self._mailbox.wait_for(lambda: self._newest is not None or not self._running)
+                if not self._running:
+                    return
+                serialised, self._newest = self._newest, None
+            try:
+                self._infer(serialised)
+            except (PolicyError, ChunkError) as error:
+                self._fail("refused", str(error))
+            except Exception as error:
+                # Whatever it is (no memory left on the GPU, say), the arm holds for want of chunks, and people are told.
+                self._fail("failed", f"{type(error).__name__}: {error}")
+
+    def _fail(self, kind: str, text: str) -> None:
+        self._counts[kind] += 1
+        self._last_error = text
+        self.get_logger().error(f"no chunk: {text}", throttle_duration_sec=1.0)
+
+    def _infer(self, serialised: bytes) -> None:
+        started = time.monotonic()
+        observation = deserialize_message(serialised, msg.Observation)
+        if not observation.epoch:
+            self._counts["without_instruction"] += 1
+            return
+        if observation.epoch != self._epoch:
+            self._counts["other_epoch"] += 1
+            return
+        actions = self._policy.infer(
+            {
+                CameraRole(view.header.frame_id): np.frombuffer(view.data, np.uint8).reshape(view.height, view.width, 3)
+                for view in observation.views
+            },
+            np.asarray(observation.state),
+            observation.instruction,
+        )
+        elapsed = time.monotonic() - started
+        chunk = ActionChunk(
+            stamp=stamps.from_message(observation.header.stamp),
+            observation_sequence=observation.sequence,
+            epoch=observation.epoch,
+            action_space=self._policy.config.action_space,
+            dt=1.0 / CONTROL_HZ,
+            actions=actions,
+            inference_time=elapsed,
+        )
+        with self._mailbox:
+            if not self._running or self._epoch != chunk.epoch:
+                self._counts["other_epoch"] += 1
+                return
+        self._publisher.publish(_to_message(chunk))
+        self._counts["chunks"] += 1
+        self._inference_ms.append(elapsed * 1e3)
+
+    # -- diagnostics
+
+    def _report(self) -> diagnostics.Report:
+        counts = dict(self._counts)
+        values = {name: counts.get(name, 0) for name in _COUNTS}
+        if self._policy is not None:
+            values["policy"] = self._description
+        if latencies := list(self._inference_ms):
+            values["inference_ms_p50"], values["inference_ms_p99"] = map(float, np.percentile(latencies, (50, 99)))
+        if self._last_error:
+            values["last_error"] = self._last_error
+        errors = counts.get("refused", 0) + counts.get("failed", 0)
+        new_errors, self._errors_reported = errors - self._errors_reported, errors
+        if self._thread is None:
+            return diagnostics.Report(diagnostics.WARN, "not active", values)
+        if new_errors:
+            return diagnostics.Report(
+                diagnostics.ERROR, f"{new_errors} observations gave no chunk: {self._last_error}", values
+            )
+        if not self._epoch:
+            return diagnostics.Report(diagnostics.WARN, "waiting for an instruction: call set_instruction", values)
+        return diagnostics.Report(diagnostics.OK, "inferring", values)
+
+
+_COUNTS = ("chunks", "refused", "failed", "without_instruction", "other_epoch", "observations_superseded")
+
+
+def _to_message(chunk: ActionChunk) -> msg.ActionChunk:
+    message = msg.ActionChunk(
+        observation_sequence=chunk.observation_sequence,
+        epoch=chunk.epoch,
+        action_space=chunk.action_space.value,
+        dt=chunk.dt,
+        horizon=chunk.horizon,
+        action_dim=chunk.actions.shape[1],
+        actions=chunk.actions.astype(np.float32).ravel().tolist(),
+        inference_time=chunk.inference_time,
+    )
+    message.header.stamp = stamps.to_message(chunk.stamp)
+    return message
+
+
+def main() -> None:
+    """Entry point of the node."""
+    run(PolicyNode)
+
+
+if __name__ == "__main__":
+    main()
