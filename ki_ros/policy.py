@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -58,7 +59,6 @@ class Policy:
         tokenizer: of the model's prompts.
         num_steps: integration steps of an inference.
         seed: of the noise that inference starts from; None for a different one in each process.
-        action_space: what the actions mean; the model's own when left out.
         base_view: the exterior camera that the model sees.
 
     Raises:
@@ -73,7 +73,6 @@ class Policy:
         *,
         num_steps: int = 10,
         seed: int | None = None,
-        action_space: ActionSpace | None = None,
         base_view: CameraRole = CameraRole.EXTERIOR_1,
     ) -> None:
         config = model.config
@@ -92,7 +91,6 @@ class Policy:
         self.norm_stats = norm_stats
         self.tokenizer = tokenizer
         self.num_steps = num_steps
-        self.action_space = action_space or config.action_space
         # The third slot is a second arm's wrist: no DROID rig has it, so it never enters the observation.
         self.slots = dict(zip(POLICY_SLOTS, (CameraRole(base_view), CameraRole.WRIST), strict=False))
         self._generator = torch.Generator()
@@ -189,6 +187,11 @@ class Policy:
     def config(self) -> KIConfig:
         """The model's."""
         return self.model.config
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """What the first seven values of an action mean."""
+        return self.config.action_space
 
     @property
     def horizon(self) -> int:
@@ -320,7 +323,13 @@ def _config(preset: str | None, checkpoint: str | Path | None) -> tuple[KIConfig
 
 def _is_ours(file: Path) -> bool:
     """Whether a `config.json` means to be a KIConfig, and so must be a right one; others are another program's."""
-    return file.is_file() and '"knowledge_insulation"' in file.read_text(encoding="utf-8", errors="replace")
+    if not file.is_file():
+        return False
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return True
+    return isinstance(values, dict) and not {"vision", "language", "expert"}.isdisjoint(values)
 
 
 def _find(directories: list[Path], patterns: tuple[str, ...]) -> Path | None:

@@ -233,6 +233,16 @@ def test_what_cannot_be_loaded_is_named(options: dict, message: str) -> None:
         Policy.load(**options)
 
 
+def test_configuration_beside_the_weights_must_be_right(checkpoint: Path, tmp_path: Path) -> None:
+    """One that means to be ours is never passed over for the preset's."""
+    shutil.copytree(checkpoint, tmp_path / "c")
+    values = json.loads((checkpoint / "config.json").read_text())
+    for text, message in ((json.dumps(values | {"horizon": 9}), "horizon is 9"), ("{", "JSON")):
+        (tmp_path / "c" / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            fresh(tmp_path / "c", preset="ki_tiny")
+
+
 def test_tokenizer_must_fit_the_vocabulary(checkpoint: Path) -> None:
     policy = fresh(checkpoint)
     config = policy.config

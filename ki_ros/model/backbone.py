@@ -30,7 +30,7 @@ class BackboneLayer(nn.Module):
         Args:
             x: (B, T, W).
             rotation: of `rotary_embedding`, for the T positions.
-            mask: (B, T, T) bool, no row empty.
+            mask: (B, T, T) bool, or (B, 1, T) for all alike; no row empty.
             keys_values_only: leave x as it is; for a last layer whose output nothing reads.
 
         Returns:

@@ -53,7 +53,7 @@ def load_checkpoint(
     config: KIConfig | None = None,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> KIModel:
     """A model with the weights of a checkpoint, in evaluation mode.
 
@@ -63,7 +63,7 @@ def load_checkpoint(
         path: a safetensors file, or a directory that holds `model.safetensors` or its shards and their index.
         config: sizes of the model; read from `config.json` beside the weights when left out.
         device: where the weights go.
-        dtype: to compute in, see `KIModel.parameter_dtype`; None keeps the dtypes of the file.
+        dtype: to compute in, see `KIModel.parameter_dtype`. Tensors that have it in a file stay mapped from the disk.
 
     Raises:
         CheckpointError: no such file, a damaged one, or tensors that are missing, unexpected or of a wrong shape.
@@ -85,7 +85,7 @@ def load_checkpoint(
         for name in expected:
             source = stored[name]
             tensor = files[source.file].get_tensor(source.name)
-            target = tensor.dtype if dtype is None else model.parameter_dtype(name, dtype)
+            target = model.parameter_dtype(name, dtype)
             owner, _, leaf = name.rpartition(".")
             parameter = nn.Parameter(tensor.to(device=device, dtype=target))
             setattr(model.get_submodule(owner), leaf, parameter)

@@ -38,7 +38,7 @@ class ExpertLayer(nn.Module):
             x: (B, L, W).
             condition: (B, W), from the time.
             rotation: of `rotary_embedding`, for the L positions.
-            mask: (B, L, T + L) bool, no row empty; the backbone's tokens come first.
+            mask: (B, L, T + L) bool, or (B, 1, T + L) for all alike; no row empty. The backbone's tokens come first.
             backbone_keys, backbone_values: (B, K, T, H). Whether they carry a gradient is the caller's choice.
 
         Returns:

@@ -118,7 +118,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tenso
     Args:
         queries: (B, N, L, H).
         keys, values: (B, K, S, H), K dividing N; query head n reads key/value head n // (N / K).
-        mask: (B, L, S) bool, true = may attend; each row has at least one (`never_empty`).
+        mask: (B, L, S) bool, true = may attend, or (B, 1, S) for all queries alike; each row has at least one
+            (`never_empty`).
 
     Returns:
         (B, L, N * H) in the dtype of the queries. The softmax is taken in float32 or better.
@@ -128,6 +129,6 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tenso
     group = heads // kv_heads
     # The queries of one group read the same keys: as further rows of one product, keys and values are never repeated.
     folded = queries.reshape(batch, kv_heads, group * length, head_dim)
-    folded_mask = mask[:, None, None].expand(-1, 1, group, -1, -1).reshape(batch, 1, group * length, -1)
+    folded_mask = mask[:, None] if mask.shape[1] == 1 else mask[:, None].repeat(1, 1, group, 1)
     out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=folded_mask, scale=head_dim**-0.5)
     return out.reshape(batch, heads, length, head_dim).transpose(1, 2).flatten(2)

@@ -108,7 +108,7 @@ class PairedTransformer(nn.Module):
         The last layer is computed only as far as its keys and values; nothing reads its output.
         """
         rotation = rotary_embedding(positions(mask), self.head_dim)
-        attention = never_empty(mask[:, None, :].expand(-1, mask.shape[1], -1))
+        attention = never_empty(mask[:, None, :])
         layers = self.backbone.language_model.layers
         keys, values = [], []
         x = embeddings
@@ -122,7 +122,7 @@ class PairedTransformer(nn.Module):
         """The expert on top of a cached prefix: suffix (B, L, W), condition (B, W) -> (B, L, W), normed."""
         batch, length = suffix.shape[:2]
         rotation = rotary_embedding(suffix_positions(cache.mask, length), self.head_dim)
-        mask = torch.cat((cache.mask, cache.mask.new_ones(batch, length)), dim=1)[:, None, :].expand(-1, length, -1)
+        mask = torch.cat((cache.mask, cache.mask.new_ones(batch, length)), dim=1)[:, None, :]
         for layer, keys, values in zip(self.expert.layers, cache.keys, cache.values, strict=True):
             suffix = layer(suffix, condition, rotation, mask, keys, values)
         return self.expert.norm(suffix, condition)[0]

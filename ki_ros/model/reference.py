@@ -46,7 +46,7 @@ def compare(directory: str | Path) -> dict[str, float]:
     """
     directory = Path(directory)
     config = KIConfig.from_json(directory / "config.json")
-    model = load_checkpoint(directory / "weights.safetensors", config, dtype=torch.float32)
+    model = load_checkpoint(directory / "weights.safetensors", config)
     try:
         record = load_file(directory / "vectors.safetensors")
     except (OSError, SafetensorError) as error:
