@@ -132,12 +132,13 @@ class SimulatorNode(Node):
         self._failed = self.create_guard_condition(self._raise_failure)
         self._runner = Runner(simulated, self, options)
         self._runner.start()
-        self._create_inputs()
-        self._pace_report = pacing.PaceReport()
-        self._pace_timer = self.create_timer(1.0, self._say_pace, clock=Clock(clock_type=ClockType.STEADY_TIME))
-        self._diagnostics = Diagnostics(
-            self, {"pace": self._report_pace, "cameras": self._report_cameras, "commands": self._report_commands}
-        )
+        try:
+            self._create_inputs()
+            self._create_reports()
+        except BaseException:
+            # A signal may end the context meanwhile; no thread may be left behind then.
+            self._runner.stop()
+            raise
         self.get_logger().info(
             f"simulating a {self._robot.name}: cameras {self._sizes()} at {p.camera_rate:g} Hz, "
             f"joint states at {p.state_rate:g} Hz, seed {p.seed}"
@@ -178,6 +179,13 @@ class SimulatorNode(Node):
             self.create_subscription(JointTrajectoryMessage, p.trajectory_topic, self._on_trajectory, COMMAND_QOS),
         ]
         self._reset_service = self.create_service(Trigger, "~/reset", self._on_reset)
+
+    def _create_reports(self) -> None:
+        self._pace_report = pacing.PaceReport()
+        self._pace_timer = self.create_timer(1.0, self._say_pace, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._diagnostics = Diagnostics(
+            self, {"pace": self._report_pace, "cameras": self._report_cameras, "commands": self._report_commands}
+        )
 
     # What the rig does: called in its threads
 
