@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from ki_ros.model.layers import never_empty
 from ki_ros.model.observation import Observation, ObservationError
 from ki_ros.rig import POLICY_SLOTS
 
@@ -154,3 +155,9 @@ def test_expert_keys_cannot_reach_the_backbone(small_model, make_observation) ->
         for noise in (NOISE, -NOISE)
     ]
     assert torch.equal(*outputs)
+
+
+def test_only_an_empty_row_of_a_mask_is_opened() -> None:
+    """Whether softmax over no keys is a number depends on torch's version and device, so there must be none."""
+    mask = torch.tensor([[[True, False], [False, False]]])
+    assert never_empty(mask).tolist() == [[[True, False], [True, True]]]
