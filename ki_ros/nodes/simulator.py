@@ -83,7 +83,7 @@ class Parameters:
         choices=("rgb8", "jpeg"),
     )
     jpeg_quality: int = parameter(90, "Quality of JPEG images", low=1, high=100)
-    shadows: bool = parameter(False, "Draw shadows; without a graphics device that triples the time of a picture")
+    shadows: bool = parameter(False, "Draw shadows; without a graphics device a picture takes seven times as long")
     gl_backend: str = parameter(
         "auto",
         "What draws: auto takes MUJOCO_GL, else a graphics device, else the CPU",

@@ -127,8 +127,8 @@ def _add_lab(spec, mujoco, shadows: bool) -> None:
     spec.visual.headlight.specular = [0.0, 0.0, 0.0]
     spec.visual.map.znear = 0.02
     spec.visual.map.zfar = 12.0
-    spec.visual.map.shadowclip = 0.9
-    spec.visual.quality.shadowsize = 1024
+    spec.visual.map.shadowclip = 2.5
+    spec.visual.quality.shadowsize = 4096 if shadows else 0
     spec.stat.center = [0.4, 0.0, 0.3]
     spec.stat.extent = 1.0
 
