@@ -1,5 +1,7 @@
 """The Python package for pip: a machine without ROS (training, tests) installs the same sources as colcon does."""
 
+from glob import glob
+
 from setuptools import find_packages, setup
 
 setup(
@@ -12,12 +14,14 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/ki_ros"]),
         ("share/ki_ros", ["package.xml"]),
+        ("share/ki_ros/config", glob("config/*")),
+        ("share/ki_ros/models/ki_tiny", glob("models/ki_tiny/*")),
     ],
     install_requires=[
         "einops>=0.8,<1",
         "numpy>=1.26,<3",
         "opencv-python-headless>=4.8,<6",
-        "pillow>=10,<13",
+        "pillow>=10,<14",
         "pyyaml>=6,<7",
         "rich>=13,<16",
         "safetensors>=0.4.3,<1",

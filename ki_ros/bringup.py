@@ -129,7 +129,7 @@ def check_params_file(path: Path) -> None:
         raise BringupError(f"params_file {str(path)!r} holds no mapping of node names to ros__parameters")
     for key, value in content.items():
         name = str(key).lstrip("/")
-        if name not in (*NODE_NAMES, "replay", "**"):
+        if name not in (*NODE_NAMES, "**"):
             near = difflib.get_close_matches(name, NODE_NAMES, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the nodes are {', '.join(NODE_NAMES)}"
             raise BringupError(f"params_file {str(path)!r}: no node is called {key!r}; {hint}")

@@ -1,6 +1,5 @@
 """The graph on a DROID rig, or on the simulated one with sim:=true."""
 
-from ki_ros import bringup
 from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
@@ -14,6 +13,8 @@ from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+
+from ki_ros import bringup
 
 
 def _start(context):

@@ -186,7 +186,7 @@ class PolicyNode(LifecycleNode):
             except (PolicyError, ChunkError) as error:
                 self._fail("refused", str(error))
             except Exception as error:
-                # Whatever it is (no memory left on the GPU, say), the arm holds for want of chunks, and people are told.
+                # Whatever it is (no memory left on the GPU, say), the arm holds for want of chunks, and it is said.
                 self._fail("failed", f"{type(error).__name__}: {error}")
 
     def _fail(self, kind: str, text: str) -> None:

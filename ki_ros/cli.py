@@ -1,0 +1,103 @@
+"""The command line: ki-ros <command>. Each command lives in `ki_ros.commands`; this file declares their arguments."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, get_type_hints
+
+import tyro
+from rich.console import Console
+
+from ki_ros import bringup
+
+
+@dataclass
+class Demo:
+    """Run the simulated rig with the policy and write a report: table, report.json, report.png."""
+
+    seconds: float = 20.0
+    """How long to run, on the simulator's clock [s]."""
+    output: Path = Path("out")
+    """Directory of the report and of the logs."""
+    instruction: str = "pick up the red block and put it on the blue one"
+    """What to ask of the policy."""
+    preset: str = ""
+    """Model preset; empty: ki_tiny."""
+    checkpoint: str = ""
+    """Checkpoint; empty: untrained weights."""
+    params_file: str = ""
+    """Parameter file; empty: config/droid_sim.yaml."""
+
+
+@dataclass
+class Replay:
+    """Publish a recorded DROID episode on the topics of cameras, joints and gripper, as the rig's drivers would."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """Directory of the episodes: episode_NNN.npz, episodes.json and images/."""
+    episode: int = 0
+    """Number of the episode."""
+    set_instruction: bool = True
+    """Set the episode's instruction through the service before it begins."""
+    robot: str = "panda"
+    """Arm whose joint names are published: panda or fr3."""
+    json: Path | None = None
+    """Write the figures of the run to this file."""
+
+
+def _up_arguments() -> type:
+    """The settings of the graph as a command line: the same names and descriptions as the launch file's arguments."""
+    hints = get_type_hints(bringup.Settings)
+    return make_dataclass(
+        "Up",
+        [
+            (f.name, Annotated[hints[f.name], tyro.conf.arg(help=f.metadata["help"])], field(default=f.default))
+            for f in fields(bringup.Settings)
+        ],
+        namespace={"__doc__": "Start the graph, as droid_policy.launch.py does, where ROS has no launch package."},
+    )
+
+
+Up = _up_arguments()
+
+Command = (
+    Annotated[Up, tyro.conf.subcommand("up")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Replay, tyro.conf.subcommand("replay")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Ends the process with the command's exit status; an error is one message, without a traceback."""
+    command = tyro.cli(
+        tyro.conf.OmitSubcommandPrefixes[Command],
+        prog="ki-ros",
+        description="A Knowledge-Insulated vision-language-action policy on a DROID robot.",
+        args=arguments,
+    )
+    try:
+        sys.exit(_run(command))
+    except (ValueError, OSError, RuntimeError) as error:
+        Console(stderr=True).print(f"[red]ki-ros:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _run(command: Demo | Replay | Up) -> int:
+    # Imported here, so that `ki-ros --help` needs neither ROS nor torch.
+    if isinstance(command, Demo):
+        from ki_ros.commands.demo import demo
+
+        return demo(**vars(command))
+    if isinstance(command, Replay):
+        from ki_ros.commands.replay import replay
+
+        return replay(**vars(command))
+    from ki_ros.commands.up import up
+
+    return up(bringup.Settings(**vars(command)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""`ki-ros demo`: the graph on the simulated rig for a while, and a report of what it did."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.serialization import deserialize_message
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from sensor_msgs.msg import JointState
+
+from ki_ros import bringup, msg, rig
+from ki_ros.commands.files import write_atomically, write_json
+from ki_ros.commands.processes import Graph
+from ki_ros.commands.rollout import Rollout, figures
+from ki_ros.nodes.monitor import Arrival, Monitor
+
+console = Console()
+
+START_SECONDS = 120.0
+"""Longest time from the start of the processes to the first command of a chunk [s]."""
+
+COMMAND_RATE = 100.0
+"""Rate at which the executor sends commands unless its parameters say otherwise [Hz]."""
+
+
+class DemoError(RuntimeError):
+    """The demonstration did not come about; the message says at which step and where to look."""
+
+
+def demo(*, seconds: float, output: Path, instruction: str, preset: str, checkpoint: str, params_file: str) -> int:
+    """Runs the demonstration; returns the exit status. Arguments as in `ki_ros.cli.Demo`.
+
+    Raises:
+        DemoError, GraphError, BringupError: the graph did not start or did not go on to the end.
+    """
+    if seconds <= 0:
+        raise DemoError(f"seconds is {seconds:g}; give a positive time")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _isolate()
+    output.mkdir(parents=True, exist_ok=True)
+    settings = bringup.Settings(sim=True, preset=preset, checkpoint=checkpoint, params_file=params_file)
+    rollout = _run(settings, seconds, output, instruction)
+    values = figures(rollout)
+    # matplotlib takes seconds to import, and nobody waits for it while the graph runs.
+    from ki_ros.commands.report import draw
+
+    write_json(output / "report.json", values)
+    write_atomically(output / "report.png", lambda path: draw(rollout, path))
+    _print(values)
+    console.print(f"wrote {output / 'report.json'} and {output / 'report.png'}")
+    return 0
+
+
+def _isolate() -> None:
+    """Keeps the demonstration off other people's graphs: this machine only, and a domain of its own."""
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    os.environ.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randrange(1, 102)))
+    os.environ.update(bringup.environment())
+
+
+def _run(settings: bringup.Settings, seconds: float, output: Path, instruction: str) -> Rollout:
+    progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
+    rclpy.init()
+    try:
+        monitor = Monitor(
+            joint_states_topic="/joint_states", camera_topic="/camera/exterior_1/image_raw", frame_period=seconds / 30
+        )
+        spinner = SingleThreadedExecutor()
+        spinner.add_node(monitor)
+        thread = threading.Thread(target=_spin, args=(spinner,), daemon=True)
+        thread.start()
+        with progress, Graph(settings, output / "logs") as graph:
+            step = progress.add_task("starting simulator, observation, policy and executor")
+
+            def wait(condition, what: str, timeout: float) -> None:
+                progress.update(step, description=f"waiting for {what}")
+                deadline = time.monotonic() + timeout
+                while not condition():
+                    graph.check()
+                    if time.monotonic() > deadline:
+                        raise DemoError(f"no {what} within {timeout:g} s{_troubles(monitor)}; see {output / 'logs'}")
+                    time.sleep(0.02)
+
+            wait(monitor.first_observation.is_set, "observation", START_SECONDS)
+            answer = monitor.set_instruction(instruction, timeout=10.0)
+            if not answer.success:
+                raise DemoError(f"the instruction {instruction!r} was refused: {answer.message}")
+            wait(monitor.executing.is_set, "action chunk that the arm executes", START_SECONDS)
+            progress.update(step, description=f"running for {seconds:g} s of simulated time")
+            started = time.monotonic()
+            monitor.recording.set()
+            wait(
+                lambda: _elapsed(monitor.clock) >= seconds,
+                f"{seconds:g} s of simulated time",
+                30.0 + 30.0 * seconds,
+            )
+            monitor.recording.clear()
+            wall_seconds = time.monotonic() - started
+            progress.update(step, description="stopping")
+        spinner.shutdown()
+        thread.join(timeout=5.0)
+        return _rollout(monitor, settings, instruction, wall_seconds)
+    finally:
+        rclpy.try_shutdown()
+
+
+def _spin(spinner: SingleThreadedExecutor) -> None:
+    try:
+        spinner.spin()
+    except ExternalShutdownException:
+        return
+
+
+def _elapsed(clock: list[Arrival]) -> float:
+    return clock[-1].stamp - clock[0].stamp if len(clock) > 1 else 0.0
+
+
+def _troubles(monitor: Monitor) -> str:
+    """What the nodes themselves say is wrong."""
+    said = [f"{name}: {values['message']}" for name, values in monitor.diagnostics.items() if values["message"] != "ok"]
+    return " (" + "; ".join(said) + ")" if said else ""
+
+
+def _rollout(monitor: Monitor, settings: bringup.Settings, instruction: str, wall_seconds: float) -> Rollout:
+    robot = rig.robot(settings.robot)
+    chunks = [deserialize_message(a.data, msg.ActionChunk) for a in monitor.chunks]
+    commands = [deserialize_message(a.data, JointState) for a in monitor.commands]
+    states = [deserialize_message(a.data, JointState) for a in monitor.joint_states]
+    statuses = [deserialize_message(a.data, msg.ExecutorStatus) for a in monitor.statuses]
+    executing = np.array([status.state == msg.ExecutorStatus.EXECUTING for status in statuses], dtype=bool)
+    return Rollout(
+        robot=robot,
+        instruction=instruction,
+        wall_seconds=wall_seconds,
+        clock_seconds=_elapsed(monitor.clock),
+        observation_times=_stamps(monitor.observations),
+        camera_times=_stamps(monitor.camera),
+        frames=[_frame(arrival) for arrival in monitor.frames],
+        chunk_times=_stamps(monitor.chunks),
+        chunk_seconds=chunks[0].horizon * chunks[0].dt if chunks else 0.0,
+        inference_ms=np.array([chunk.inference_time * 1e3 for chunk in chunks]),
+        command_times=_stamps(monitor.commands),
+        commands=_rows([command.position for command in commands], rig.STATE_DIM),
+        joint_times=_stamps(monitor.joint_states),
+        joints=_rows([_by_name(state, robot.joint_names, state.position) for state in states], rig.NUM_JOINTS),
+        joint_velocities=_rows(
+            [_by_name(state, robot.joint_names, state.velocity) for state in states], rig.NUM_JOINTS
+        ),
+        status_times=_stamps(monitor.statuses),
+        executing=executing,
+        steps=np.array([status.step for status in statuses], dtype=float),
+        reasons=dict(Counter(status.reason for status in statuses if status.reason)),
+        interventions=dict(Counter(name for status in statuses for name in status.interventions)),
+        command_rate=COMMAND_RATE,
+        refused=_refused(monitor),
+    )
+
+
+def _stamps(arrivals: list[Arrival]) -> np.ndarray:
+    return np.array([arrival.stamp for arrival in arrivals])
+
+
+def _rows(rows: list, width: int) -> np.ndarray:
+    return np.array(rows, dtype=np.float64).reshape(-1, width)
+
+
+def _by_name(state: JointState, names: tuple[str, ...], values) -> list[float]:
+    by_name = dict(zip(state.name, values, strict=True))
+    return [by_name[name] for name in names]
+
+
+def _frame(arrival: Arrival) -> tuple[float, dict[str, np.ndarray]]:
+    message = deserialize_message(arrival.data, msg.Observation)
+    views = {
+        view.header.frame_id: np.frombuffer(view.data, np.uint8).reshape(view.height, view.width, 3)
+        for view in message.views
+    }
+    return arrival.stamp, views
+
+
+def _refused(monitor: Monitor) -> dict[str, int]:
+    """Refusals since the observation node started, from its diagnostics."""
+    values = monitor.diagnostics.get("observation: observation", {})
+    prefix = "refused_"
+    return {key.removeprefix(prefix): int(value) for key, value in values.items() if key.startswith(prefix)}
+
+
+def _print(values: dict) -> None:
+    table = Table(title="ki_ros demo", show_header=False)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {count}" for key, count in value.items()) or "none"
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Recorded episodes. Knows no ROS."""
