@@ -1,0 +1,118 @@
+"""What is started, from which settings and files."""
+
+from __future__ import annotations
+
+import dataclasses
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ki_ros import bringup
+from ki_ros.bringup import BringupError, Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+
+
+def names(settings: Settings) -> list[str]:
+    return [node.name for node in bringup.describe(settings)]
+
+
+def merged(settings: Settings, node: str) -> dict:
+    """The parameters that a node would be given by its mappings, later ones winning."""
+    (description,) = (d for d in bringup.describe(settings) if d.name == node)
+    values: dict = {}
+    for source in description.parameters:
+        if isinstance(source, dict):
+            values.update(source)
+    return values
+
+
+def test_the_simulator_is_started_only_when_asked_for():
+    assert names(Settings(sim=True)) == ["simulator", "observation", "policy", "executor"]
+    assert names(Settings()) == ["observation", "policy", "executor"]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_every_configuration_that_ships_is_accepted(config):
+    assert names(Settings(params_file=str(config)))
+
+
+def test_settings_reach_the_nodes_that_they_concern():
+    settings = Settings(sim=True, robot="fr3", wrist_topic="/w", instruction="wave", checkpoint="/c")
+    assert merged(settings, "observation")["wrist.topic"] == "/w"
+    assert merged(settings, "simulator")["wrist.topic"] == "/w"
+    assert merged(settings, "executor")["instruction"] == "wave"
+    assert merged(settings, "policy")["checkpoint"] == "/c"
+    assert {merged(settings, node)["robot"] for node in ("simulator", "observation", "executor")} == {"fr3"}
+
+
+def test_an_empty_setting_leaves_what_the_file_says():
+    assert "wrist.topic" not in merged(Settings(sim=True), "observation")
+    assert "checkpoint" not in merged(Settings(sim=True), "policy")
+
+
+def test_an_unknown_robot_is_refused_with_the_known_ones():
+    with pytest.raises(BringupError, match=r"'ur5'.*panda, fr3"):
+        bringup.describe(Settings(robot="ur5"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("observtion:\n  ros__parameters: {}\n", "did you mean 'observation'"),
+        ("policy:\n  parameters: {}\n", "ros__parameters"),
+        ("- a\n", "no mapping"),
+        ("a: [\n", "not YAML"),
+    ],
+)
+def test_a_malformed_parameter_file_is_refused(tmp_path, text, message):
+    file = tmp_path / "params.yaml"
+    file.write_text(text)
+    with pytest.raises(BringupError, match=message):
+        bringup.describe(Settings(params_file=str(file)))
+
+
+def test_a_missing_parameter_file_is_named(tmp_path):
+    with pytest.raises(BringupError, match=r"nowhere\.yaml.*No such file"):
+        bringup.describe(Settings(params_file=str(tmp_path / "nowhere.yaml")))
+
+
+def test_launch_arguments_become_settings():
+    values = {name: default for name, default, _ in bringup.arguments()}
+    assert bringup.parse(values) == Settings()
+    assert bringup.parse({**values, "sim": "True", "robot": "fr3"}) == Settings(sim=True, robot="fr3")
+    with pytest.raises(BringupError, match=r"'maybe'.*true or false"):
+        bringup.parse({**values, "sim": "maybe"})
+
+
+def test_every_setting_is_described():
+    assert all(text for _, _, text in bringup.arguments())
+    assert len(bringup.arguments()) == len(dataclasses.fields(Settings))
+
+
+def test_a_recording_holds_the_graph_and_the_sensors():
+    assert bringup.record_command(Settings(sim=True)) is None
+    assert bringup.record_command(Settings(sim=True, record="false")) is None
+    command = bringup.record_command(Settings(sim=True, record="bags/one", wrist_topic="/w"))
+    topics = set(command[command.index("--topics") + 1 :])
+    assert {"/joint_command", "/instruction", "/observation", "/w", "/joint_states", "/gripper/joint_states"} <= topics
+    assert command[command.index("--output") + 1] == "bags/one"
+
+
+def test_the_fast_dds_profile_is_chosen_unless_there_is_one(monkeypatch):
+    for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    (profile,) = bringup.environment().values()
+    segments = [int(e.text) for e in ElementTree.parse(profile).iter() if e.tag.endswith("segment_size")]
+    assert max(segments) >= 3 * 1280 * 720 * 4, "three 720p frames must fit into shared memory"
+    monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "/mine.xml")
+    assert bringup.environment() == {}
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.name != "droid_sim.yaml"], ids=lambda path: path.name)
+def test_no_configuration_for_a_real_rig_starts_enabled(config):
+    values = yaml.safe_load(config.read_text())
+    assert not values.get("executor", {}).get("ros__parameters", {}).get("enabled_at_start", False)
