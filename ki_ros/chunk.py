@@ -5,12 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ki_ros.rig import NUM_JOINTS, STATE_DIM, VELOCITY_TO_DELTA, ActionSpace
+
+MIN_DT, MAX_DT = 1e-3, 1.0
+"""Times between two rows [s] that a chunk may have: 1 Hz to 1 kHz. Anything else is a mistake in the units."""
 
 
 class ChunkError(ValueError):
     """A chunk that must not be executed; the message names the field and the value."""
+
+
+class NonFiniteChunkError(ChunkError):
+    """An action that is NaN or infinite: the policy is broken, not just its message."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,8 @@ class ActionChunk:
         inference_time: wall-clock time from observation to chunk [s].
 
     Raises:
-        ChunkError: a wrong shape, a value that is not finite, or a dt that is not positive.
+        NonFiniteChunkError: an action that is NaN or infinite.
+        ChunkError: a wrong shape, or a dt out of [MIN_DT, MAX_DT].
     """
 
     stamp: int
@@ -45,11 +54,11 @@ class ActionChunk:
         bad = np.argwhere(~np.isfinite(actions))
         if len(bad):
             row, column = bad[0]
-            raise ChunkError(
+            raise NonFiniteChunkError(
                 f"actions[{row}, {column}] is {actions[row, column]} ({len(bad)} of {actions.size} are not finite)"
             )
-        if not (np.isfinite(self.dt) and self.dt > 0):
-            raise ChunkError(f"dt is {self.dt} s; expected a positive time")
+        if not MIN_DT <= self.dt <= MAX_DT:
+            raise ChunkError(f"dt is {self.dt} s; expected {MIN_DT} to {MAX_DT} s")
         actions.setflags(write=False)
         object.__setattr__(self, "actions", actions)
 
@@ -57,6 +66,17 @@ class ActionChunk:
     def horizon(self) -> int:
         """Number of rows."""
         return len(self.actions)
+
+
+def rows(values: ArrayLike, horizon: int, action_dim: int) -> np.ndarray:
+    """The (horizon, action_dim) float64 array of values that were sent in row-major order.
+
+    Raises ChunkError when their number is another one than the shape says.
+    """
+    flat = np.asarray(values, dtype=np.float64)
+    if flat.ndim != 1 or flat.size != horizon * action_dim:
+        raise ChunkError(f"actions has {flat.size} values; expected horizon {horizon} x action_dim {action_dim}")
+    return flat.reshape(horizon, action_dim)
 
 
 def velocity_to_position(velocity: np.ndarray, measured: np.ndarray) -> np.ndarray:

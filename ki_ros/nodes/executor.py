@@ -1,0 +1,570 @@
+"""The executor node: takes action chunks, streams commands to the controllers, holds the arm on anything that is wrong.
+
+It is the safety end of the graph and the owner of the epoch: `set_instruction` starts one, `enable` starts and stops
+commands. What it decides and why is in `ki_ros.execution`; this node carries messages to and from it.
+"""
+
+from __future__ import annotations
+
+import array
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rclpy.action import ActionClient
+from rclpy.callback_groups import CallbackGroup
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray, String
+from std_srvs.srv import SetBool
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from ki_ros import chunk, msg, rig
+from ki_ros.execution import executor as execution
+from ki_ros.execution.adapter import OnChange, TrajectoryAdapter
+from ki_ros.execution.guard import GuardOptions
+from ki_ros.execution.state import ChunkRefusal, Reason, State
+from ki_ros.nodes import stamps, topics
+from ki_ros.nodes.diagnostics import ERROR, OK, WARN, Diagnostics, Report
+from ki_ros.nodes.parameters import declare, parameter
+from ki_ros.nodes.run import pacing_clock, run
+from ki_ros.srv import SetInstruction
+
+_JOINT_STATE_QOS = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=32,
+    reliability=ReliabilityPolicy.BEST_EFFORT,
+    durability=DurabilityPolicy.VOLATILE,
+)
+# Deep enough that another publisher's states on the same topic do not push ours out between two ticks.
+
+
+@dataclass
+class Parameters:
+    """Parameters of the executor node. Times in seconds."""
+
+    robot: str = parameter("panda", "Whose joint names and limits hold", choices=tuple(rig.ROBOTS))
+    instruction: str = parameter("", "Instruction to start with; empty: hold until set_instruction is called")
+    enabled_at_start: bool = parameter(False, "Enable as soon as joint states come. Not on a real arm")
+    command_rate: float = parameter(100.0, "Commands a second [Hz]", low=10.0, high=1000.0)
+    open_loop_horizon: int = parameter(8, "Rows of a chunk to execute before the next chunk", low=1, high=1000)
+    skip_elapsed: bool = parameter(True, "Begin a chunk with the row that is due, not with row 0")
+    max_chunk_age: float = parameter(
+        0.5, "Age of its observation with which a chunk may begin [s]", low=0.01, high=10.0
+    )
+    max_chunk_gap: float = parameter(
+        0.25,
+        "Longest time without a new chunk before the arm is held [s]; more than the policy takes",
+        low=0.02,
+        high=10.0,
+    )
+    chunk_gap_intervals: float = parameter(
+        2.5,
+        "Hold after this many usual chunk intervals already, never later than max_chunk_gap; 0: off",
+        low=0.0,
+        high=100.0,
+    )
+    max_joint_state_age: float = parameter(0.1, "Age with which a joint state is believed [s]", low=0.005, high=1.0)
+    max_target_distance: float = parameter(
+        0.6, "A row whose target is further than this from the measured position is refused [rad]", low=0.01, high=7.0
+    )
+    velocity_scale: float = parameter(0.9, "Share of the arm's velocity limits to use", low=0.01, high=1.0)
+    acceleration_scale: float = parameter(1.0, "Share of the arm's acceleration limits to use", low=0.01, high=1.0)
+    position_margin: float = parameter(0.05, "Distance from the arm's position limits [rad]", low=0.0, high=0.5)
+    max_tracking_error: float = parameter(
+        0.3,
+        "Largest lead of a command over the measured position [rad]; at twice that the executor disables itself",
+        low=0.01,
+        high=3.0,
+    )
+    joint_states_topic: str = parameter("/joint_states", "Topic of the arm's state")
+    controller: str = parameter(
+        "forward_command", "What takes the arm's commands", choices=("forward_command", "joint_trajectory")
+    )
+    arm_command_topic: str = parameter(
+        "/forward_position_controller/commands", "forward_command: topic of joint positions (seven) [rad]"
+    )
+    trajectory_topic: str = parameter(
+        "/joint_trajectory_controller/joint_trajectory", "joint_trajectory: topic of the trajectories"
+    )
+    trajectory_stop_time: float = parameter(
+        0.1, "joint_trajectory: time in which the arm comes to rest when commands end [s]", low=0.01, high=1.0
+    )
+    gripper_controller: str = parameter(
+        "forward_command",
+        "What takes the gripper's commands",
+        choices=("forward_command", "gripper_command", "parallel_gripper_command", "none"),
+    )
+    gripper_command_topic: str = parameter(
+        "/gripper_position_controller/commands", "forward_command: topic of the knuckle's angle [rad]"
+    )
+    gripper_action: str = parameter(
+        "/robotiq_gripper_controller/gripper_cmd", "gripper_command, parallel_gripper_command: name of the action"
+    )
+    gripper_max_effort: float = parameter(50.0, "Gripper actions: largest effort [N]", low=0.0, high=500.0)
+    binarize_gripper: bool = parameter(True, "Command the gripper open or closed and nothing between")
+
+    def options(self) -> execution.ExecutorOptions:
+        """What of this concerns the executor."""
+        return execution.ExecutorOptions(
+            command_rate=self.command_rate,
+            open_loop_horizon=self.open_loop_horizon,
+            skip_elapsed=self.skip_elapsed,
+            max_chunk_age=self.max_chunk_age,
+            max_chunk_gap=self.max_chunk_gap,
+            chunk_gap_intervals=self.chunk_gap_intervals,
+            max_joint_state_age=self.max_joint_state_age,
+            max_target_distance=self.max_target_distance,
+            binarize_gripper=self.binarize_gripper,
+            guard=GuardOptions(
+                velocity_scale=self.velocity_scale,
+                acceleration_scale=self.acceleration_scale,
+                position_margin=self.position_margin,
+                max_tracking_error=self.max_tracking_error,
+            ),
+        )
+
+
+class ExecutorNode(Node):
+    """See the module's docstring.
+
+    Everything runs in the one thread that spins the node. So when the response of `set_instruction` or `enable` leaves,
+    no tick is under way that could still send a command from before.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("executor", **kwargs)
+        self.parameters = p = declare(self, Parameters)
+        self.robot = rig.robot(p.robot)
+        self._executor = execution.Executor(self.robot, p.options())
+        self._joint_names = list(self.robot.joint_names)
+        self._state_names = list(self.robot.state_names)
+        self._pacing = pacing_clock(self)
+        self._foreign: Counter[str] = Counter()
+        self._last_refusal = ""
+        self._last_tick: execution.Tick | None = None
+        self._intervals: deque[float] = deque(maxlen=1000)
+        self._last_tick_ns: int | None = None
+        self._reported_refusals = 0
+        self._reported_joint_refusals = 0
+        self._create_outputs()
+        self._create_inputs()
+        if p.instruction.strip():
+            self._begin_epoch(p.instruction.strip())
+        if p.enabled_at_start:
+            self._executor.enable_when_possible(self._now())
+        self._timer = self.create_timer(1.0 / p.command_rate, self._on_tick, clock=self._pacing)
+        self._diagnostics = Diagnostics(
+            self, {"executor": self._report_executor, "commands": self._report_commands}, self.robot.name
+        )
+        self.get_logger().info(
+            f"{self.robot.name}, {p.controller} at {p.command_rate:g} Hz, "
+            f"{'enabled with the first joint state' if p.enabled_at_start else 'disabled until ' + topics.ENABLE}"
+        )
+
+    def _create_outputs(self) -> None:
+        p = self.parameters
+        self._epoch_publisher = self.create_publisher(msg.Epoch, topics.EPOCH, topics.LATCHED_QOS)
+        self._instruction_publisher = self.create_publisher(String, topics.INSTRUCTION, topics.LATCHED_QOS)
+        self._command_publisher = self.create_publisher(JointState, topics.JOINT_COMMAND, topics.COMMAND_QOS)
+        self._status_publisher = self.create_publisher(msg.ExecutorStatus, topics.EXECUTOR_STATUS, topics.COMMAND_QOS)
+        self._send_arm = (_ForwardArm if p.controller == "forward_command" else _TrajectoryArm)(self, self._executor)
+        self._send_gripper = _GRIPPERS[p.gripper_controller](self)
+
+    def _create_inputs(self) -> None:
+        self._joint_states = self.create_subscription(
+            JointState,
+            self.parameters.joint_states_topic,
+            _never_called,
+            _JOINT_STATE_QOS,
+            callback_group=_PolledGroup(),
+            raw=True,
+        )
+        self._inputs = [
+            self.create_subscription(msg.ActionChunk, topics.ACTION_CHUNK, self._on_chunk, topics.NEWEST_QOS),
+            self.create_service(SetInstruction, topics.SET_INSTRUCTION, self._on_set_instruction),
+            self.create_service(SetBool, topics.ENABLE, self._on_enable),
+        ]
+
+    def _now(self) -> int:
+        return self._pacing.now().nanoseconds
+
+    def _age(self, stamp_ns: int) -> int:
+        return self.get_clock().now().nanoseconds - stamp_ns
+
+    # Inputs
+
+    def _poll_joint_state(self) -> None:
+        """Gives the newest of the joint states that have come to the executor; only that one is decoded.
+
+        The states are fetched when they are needed rather than delivered as they come, because waking up for each of a
+        driver's thousand a second would take most of a core.
+        """
+        waiting: deque[bytes] = deque(maxlen=_JOINT_STATE_QOS.depth)
+        with self._joint_states.handle:
+            # Bounded, so that a publisher that is faster than this loop cannot keep it here.
+            for _ in range(2 * _JOINT_STATE_QOS.depth):
+                taken = self._joint_states.handle.take_message(JointState, True)
+                if taken is None:
+                    break
+                waiting.append(taken[0])
+        while waiting:
+            state = deserialize_message(waiting.pop(), JointState)
+            index = {name: i for i, name in enumerate(state.name)}
+            if not all(name in index for name in self._joint_names):
+                self._foreign[", ".join(state.name) or "no names"] += 1
+                continue
+            if len(state.position) != len(state.name):
+                self._executor.refused_joint_states += 1
+                self._last_refusal = f"joint state: {len(state.position)} positions for {len(state.name)} names"
+                continue
+            positions = np.array([state.position[index[name]] for name in self._joint_names])
+            age = self._age(stamps.from_message(state.header.stamp))
+            problem = self._executor.receive_joint_state(self._now(), age, positions)
+            if problem is not None:
+                self._last_refusal = problem
+                self.get_logger().warning(problem, throttle_duration_sec=1.0)
+            return
+
+    def _on_chunk(self, message: msg.ActionChunk) -> None:
+        stamp = stamps.from_message(message.header.stamp)
+        age, now = self._age(stamp), self._now()
+        try:
+            actions = chunk.rows(message.actions, message.horizon, message.action_dim)
+            received = chunk.ActionChunk(
+                stamp,
+                message.observation_sequence,
+                message.epoch,
+                _action_space(message.action_space),
+                message.dt,
+                actions,
+                message.inference_time,
+            )
+        except chunk.ChunkError as error:
+            refusal = self._executor.receive_invalid_chunk(now, message.epoch, error)
+            detail = str(error)
+        else:
+            refusal = self._executor.receive_chunk(now, age, received)
+            detail = f"its observation is {age / stamps.NANOSECONDS:.3f} s old"
+        if refusal is None:
+            return
+        if refusal is ChunkRefusal.WRONG_EPOCH:
+            # As it must be after every change of the instruction.
+            detail = f"epoch {message.epoch}, in force is {self._executor.epoch}"
+        else:
+            self.get_logger().warning(f"chunk refused: {refusal.value}: {detail}", throttle_duration_sec=1.0)
+        self._last_refusal = f"chunk: {refusal.value}: {detail}"
+
+    # Services
+
+    def _on_set_instruction(
+        self, request: SetInstruction.Request, response: SetInstruction.Response
+    ) -> SetInstruction.Response:
+        instruction = request.instruction.strip()
+        if not instruction:
+            response.message = "the instruction is empty; say what the robot is to do"
+            return response
+        response.success = True
+        response.message = f"epoch {self._begin_epoch(instruction)}"
+        return response
+
+    def _begin_epoch(self, instruction: str) -> int:
+        # Wall-clock time even in simulation: an epoch must exceed those of runs before this one.
+        epoch = max(time.time_ns(), self._executor.epoch + 1)
+        # First of all: once the epoch is known outside nothing of the one before may move the arm.
+        self._executor.set_epoch(self._now(), epoch)
+        message = msg.Epoch(id=epoch, instruction=instruction)
+        message.stamp = self.get_clock().now().to_msg()
+        self._epoch_publisher.publish(message)
+        self._instruction_publisher.publish(String(data=instruction))
+        self.get_logger().info(f"epoch {epoch}: {instruction!r}")
+        return epoch
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if not request.data:
+            self._executor.disable(self._now())
+            self._send_gripper(None)
+            response.success, response.message = True, "disabled: no command is sent"
+            self.get_logger().info(response.message)
+            return response
+        self._poll_joint_state()
+        problem = self._executor.enable(self._now())
+        response.success = problem is None
+        response.message = "enabled: the arm is held where it is" if problem is None else f"not enabled: {problem}"
+        (self.get_logger().info if response.success else self.get_logger().error)(response.message)
+        return response
+
+    # Commands
+
+    def _on_tick(self) -> None:
+        self._poll_joint_state()
+        now_ns = self._now()
+        tick = self._executor.tick(now_ns)
+        if tick.positions is not None:
+            self._send_arm(tick)
+        self._send_gripper(tick.gripper)
+        stamp = self.get_clock().now().to_msg()
+        if tick.positions is not None:
+            self._publish_command(stamp, tick)
+        self._publish_status(stamp, tick)
+        if self._last_tick_ns is not None:
+            self._intervals.append((now_ns - self._last_tick_ns) / stamps.NANOSECONDS)
+        self._last_tick_ns = now_ns
+        self._log_change(tick)
+        self._last_tick = tick
+
+    def _publish_command(self, stamp, tick: execution.Tick) -> None:
+        # What was sent, and no more: before the first gripper command there are only the seven joints.
+        gripper = () if tick.gripper is None else (tick.gripper,)
+        message = JointState(name=self._state_names[: rig.NUM_JOINTS + len(gripper)])
+        message.header.stamp = stamp
+        message.position = array.array("d", (*tick.positions, *gripper))
+        message.velocity = array.array("d", (*tick.velocities, *(0.0 for _ in gripper)))
+        self._command_publisher.publish(message)
+
+    def _publish_status(self, stamp, tick: execution.Tick) -> None:
+        message = msg.ExecutorStatus(
+            state=int(tick.state),
+            reason=tick.reason.value,
+            epoch=tick.epoch,
+            observation_sequence=tick.observation_sequence,
+            step=tick.step,
+            interventions=[intervention.value for intervention in tick.interventions],
+        )
+        message.header.stamp = stamp
+        self._status_publisher.publish(message)
+
+    def _log_change(self, tick: execution.Tick) -> None:
+        last = self._last_tick
+        if last is not None and (last.state, last.reason) == (tick.state, tick.reason):
+            return
+        text = f"{tick.state.name.lower()} {tick.reason.value}".strip()
+        if tick.reason is Reason.TRACKING_LOST:
+            self.get_logger().error(f"{text}: the arm is not where it was commanded; check it, then enable again")
+        elif last is not None and last.state is State.EXECUTING:
+            self.get_logger().warning(text, throttle_duration_sec=1.0)
+        else:
+            self.get_logger().info(text, throttle_duration_sec=1.0)
+
+    # Reports
+
+    def _report_executor(self) -> Report:
+        executor, tick = self._executor, self._last_tick
+        state, reason = (tick.state, tick.reason) if tick is not None else (State.DISABLED, Reason.DISABLED)
+        values: dict[str, Any] = {"state": state.name.lower(), "reason": reason.value, "epoch": executor.epoch}
+        values |= {f"chunks_{name}": count for name, count in sorted(executor.chunks.items())}
+        interval = executor.watchdog.interval_ns
+        values["chunk_interval_ms"] = "unknown" if interval is None else interval / 1e6
+        values["chunk_gap_allowed_ms"] = executor.watchdog.gap_ns / 1e6
+        values |= {f"interventions_{name}": count for name, count in sorted(executor.interventions.items())}
+        values["interventions"] = sum(executor.interventions.values())
+        values |= {f"holds_{name}": count for name, count in sorted(executor.holds.items())}
+        values["joint_states_refused"] = executor.refused_joint_states
+        values["joint_states_foreign"] = sum(self._foreign.values())
+        values["foreign_names"] = "; ".join(list(self._foreign)[:4])
+        values["clock_jumps"] = executor.clock_jumps
+        values["last_refusal"] = self._last_refusal
+        return Report(*self._judgement(state, reason), values)
+
+    def _judgement(self, state: State, reason: Reason) -> tuple[bytes, str]:
+        executor = self._executor
+        refused = sum(count for name, count in executor.chunks.items() if name in _BROKEN)
+        new = refused > self._reported_refusals or executor.refused_joint_states > self._reported_joint_refusals
+        self._reported_refusals, self._reported_joint_refusals = refused, executor.refused_joint_states
+        text = f"{state.name.lower()}: {reason.value}".rstrip(": ")
+        if reason is Reason.STALE_JOINT_STATE and self._foreign:
+            text += f"; {self.parameters.joint_states_topic} carries {'; '.join(list(self._foreign)[:2])}"
+        if reason in (Reason.NON_FINITE, Reason.INVALID_CHUNK, Reason.GUARD_REFUSAL, Reason.TRACKING_LOST):
+            return ERROR, f"{text}; {self._last_refusal}".rstrip("; ")
+        if new:
+            return ERROR, f"{text}; refused {self._last_refusal}"
+        interval = executor.watchdog.interval_ns
+        if interval is not None and interval > executor.watchdog.gap_ns:
+            return WARN, (
+                f"{text}; a chunk comes every {interval / 1e9:.2f} s, which is longer than max_chunk_gap "
+                f"{self.parameters.max_chunk_gap:g} s: the arm stops between chunks"
+            )
+        if reason in (Reason.STALE_CHUNK, Reason.STALE_JOINT_STATE, Reason.CHUNK_EXHAUSTED):
+            return WARN, text
+        return OK, text
+
+    def _report_commands(self) -> Report:
+        if len(self._intervals) < 2:
+            return Report(WARN, "no tick yet", {"rate": 0.0})
+        intervals, period = np.array(self._intervals), 1.0 / self.parameters.command_rate
+        rate = 1.0 / intervals.mean() if intervals.mean() > 0 else 0.0
+        values = {
+            "rate": float(rate),
+            "setting": self.parameters.command_rate,
+            "jitter_ms_p50": 1e3 * float(np.percentile(np.abs(intervals - period), 50)),
+            "jitter_ms_p99": 1e3 * float(np.percentile(np.abs(intervals - period), 99)),
+            "controller": self.parameters.controller,
+            "subscribers": self._send_arm.subscribers,
+        }
+        if self._executor.enabled and values["subscribers"] == 0:
+            return Report(WARN, f"nobody takes the arm's commands on {self._send_arm.topic}", values)
+        if rate < 0.95 * self.parameters.command_rate:
+            return Report(WARN, f"{rate:.1f} Hz; set are {self.parameters.command_rate:g} Hz", values)
+        return Report(OK, f"{rate:.1f} Hz", values)
+
+
+_BROKEN = frozenset({ChunkRefusal.NON_FINITE.value, ChunkRefusal.INVALID.value, ChunkRefusal.FUTURE.value})
+
+
+class _PolledGroup(CallbackGroup):
+    """For a subscription that the node takes from itself: whoever spins the node does not wait for it."""
+
+    def can_execute(self, entity) -> bool:  # noqa: ARG002
+        return False
+
+    def beginning_execution(self, entity) -> bool:  # noqa: ARG002
+        return False
+
+    def ending_execution(self, entity) -> None:
+        pass
+
+
+def _never_called(_message: bytes) -> None:
+    raise AssertionError("the executor polls its joint states")
+
+
+def _action_space(name: str) -> rig.ActionSpace:
+    try:
+        return rig.ActionSpace.parse(name)
+    except ValueError as error:
+        raise chunk.ChunkError(str(error)) from None
+
+
+class _ForwardArm:
+    """Joint positions for a forward_command_controller."""
+
+    def __init__(self, node: ExecutorNode, _executor: execution.Executor) -> None:
+        self.topic = node.parameters.arm_command_topic
+        self._publisher = node.create_publisher(Float64MultiArray, self.topic, topics.COMMAND_QOS)
+
+    @property
+    def subscribers(self) -> int:
+        return self._publisher.get_subscription_count()
+
+    def __call__(self, tick: execution.Tick) -> None:
+        self._publisher.publish(Float64MultiArray(data=_doubles(tick.positions)))
+
+
+class _TrajectoryArm:
+    """Short trajectories for a joint_trajectory_controller."""
+
+    def __init__(self, node: ExecutorNode, executor: execution.Executor) -> None:
+        p = node.parameters
+        self.topic = p.trajectory_topic
+        self._names = list(executor.robot.joint_names)
+        self._adapter = TrajectoryAdapter(executor.guard, 1.0 / p.command_rate, p.trajectory_stop_time)
+        self._publisher = node.create_publisher(JointTrajectory, self.topic, topics.COMMAND_QOS)
+
+    @property
+    def subscribers(self) -> int:
+        return self._publisher.get_subscription_count()
+
+    def __call__(self, tick: execution.Tick) -> None:
+        # The stamp stays zero: the trajectory begins on reception, whatever the controller's clock shows.
+        message = JointTrajectory(joint_names=self._names)
+        message.points = [
+            JointTrajectoryPoint(
+                positions=_doubles(point.positions),
+                velocities=_doubles(point.velocities),
+                time_from_start=Duration(seconds=point.time_from_start).to_msg(),
+            )
+            for point in self._adapter.points(tick.positions, tick.velocities)
+        ]
+        self._publisher.publish(message)
+
+
+class _ForwardGripper:
+    """The knuckle's angle for a forward_command_controller."""
+
+    def __init__(self, node: ExecutorNode) -> None:
+        topic = node.parameters.gripper_command_topic
+        self._publisher = node.create_publisher(Float64MultiArray, topic, topics.COMMAND_QOS)
+
+    def __call__(self, angle: float | None) -> None:
+        if angle is not None:
+            self._publisher.publish(Float64MultiArray(data=[angle]))
+
+
+class _NoGripper:
+    """The gripper is somebody else's."""
+
+    def __init__(self, _node: ExecutorNode) -> None:
+        pass
+
+    def __call__(self, angle: float | None) -> None:
+        pass
+
+
+class _ActionGripper:
+    """Goals for a gripper action, one for each change of the angle. control_msgs is needed only here."""
+
+    def __init__(self, node: ExecutorNode) -> None:
+        p = node.parameters
+        try:
+            from control_msgs import action
+        except ImportError as error:
+            raise ImportError(
+                f"gripper_controller {p.gripper_controller!r} needs the package control_msgs ({error}); install "
+                f"ros-<distribution>-control-msgs, or set gripper_controller to forward_command or none"
+            ) from error
+        parallel = p.gripper_controller == "parallel_gripper_command"
+        name = "ParallelGripperCommand" if parallel else "GripperCommand"
+        if not hasattr(action, name):
+            raise ImportError(f"this control_msgs has no action {name}; set gripper_controller to another one")
+        self._action = getattr(action, name)
+        self._goal = self._parallel_goal if parallel else self._single_goal
+        self._effort = p.gripper_max_effort
+        self._client = ActionClient(node, self._action, p.gripper_action)
+        self._on_change = OnChange()
+
+    def __call__(self, angle: float | None) -> None:
+        # A goal that finds no server is lost; it must not count as sent.
+        if angle is not None and not self._client.server_is_ready():
+            return
+        if self._on_change.passes(angle):
+            self._client.send_goal_async(self._goal(angle))
+
+    def _single_goal(self, angle: float):
+        goal = self._action.Goal()
+        goal.command.position = angle
+        goal.command.max_effort = self._effort
+        return goal
+
+    def _parallel_goal(self, angle: float):
+        goal = self._action.Goal()
+        goal.command.name = [rig.GRIPPER_JOINT]
+        goal.command.position = [angle]
+        goal.command.effort = [self._effort]
+        return goal
+
+
+_GRIPPERS: dict[str, Callable[[ExecutorNode], Callable[[float | None], None]]] = {
+    "forward_command": _ForwardGripper,
+    "gripper_command": _ActionGripper,
+    "parallel_gripper_command": _ActionGripper,
+    "none": _NoGripper,
+}
+
+
+def _doubles(values: np.ndarray) -> array.array:
+    return array.array("d", values.tobytes())
+
+
+def main() -> None:
+    """Entry point of the executable `executor`."""
+    run(ExecutorNode)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""The state machine: what moves the arm, what holds it, for how long, and what brings it back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import DT, EPOCH, MS, Bench
+
+from ki_ros.chunk import ChunkError, NonFiniteChunkError
+from ki_ros.execution.executor import ExecutorOptions
+from ki_ros.execution.state import ChunkRefusal, Reason, State
+from ki_ros.rig import FR3, PANDA, ActionSpace
+
+
+def policy(bench: Bench) -> None:
+    assert bench.chunk() is None
+
+
+def time_until_held(ticks, since_ns: int) -> float:
+    """Seconds from `since_ns` until the first tick from which on the command does not change any more."""
+    positions = np.array([tick.positions for _, tick in ticks])
+    moving = np.flatnonzero(np.any(np.diff(positions, axis=0) != 0, axis=1))
+    assert len(moving) < len(positions) - 1, "the arm never came to rest"
+    held_from = ticks[moving[-1] + 1][0] if len(moving) else ticks[0][0]
+    return (held_from - since_ns) / 1e9
+
+
+def moves(ticks) -> bool:
+    return any(tick.state is State.EXECUTING and tick.velocities.any() for _, tick in ticks)
+
+
+def test_nothing_is_sent_while_disabled(make_bench):
+    bench = make_bench()
+    bench.executor.set_epoch(bench.now, EPOCH)
+    for _, tick in bench.run(1.0, policy):
+        assert (tick.state, tick.reason, tick.positions) == (State.DISABLED, Reason.DISABLED, None)
+
+
+def test_enabling_needs_a_fresh_joint_state(make_bench):
+    bench = make_bench()
+    assert "no joint state" in bench.executor.enable(bench.now)
+    bench.joint_state(age_ns=150 * MS)
+    assert "0.150 s old" in bench.executor.enable(bench.now)
+    assert not bench.executor.enabled
+    bench.joint_state()
+    assert bench.executor.enable(bench.now) is None
+
+
+def test_enabling_holds_the_arm_exactly_where_it_is_measured(make_bench):
+    bench = make_bench()
+    bench.q = PANDA.position_upper + 0.01  # beyond the limits: it is not pulled inside by being enabled
+    measured = bench.q.copy()
+    bench.start()
+    for _, tick in bench.run(0.5):
+        assert tick.state is State.HOLDING
+        assert np.array_equal(tick.positions, measured)
+        assert tick.gripper is None
+
+
+def test_an_arm_outside_of_its_limits_is_only_moved_inwards(make_bench):
+    bench = make_bench()
+    bench.q = PANDA.position_upper + 0.01
+    bench.start()
+    for _, tick in bench.run(0.5, lambda b: b.chunk([1.0] * 7 + [0])):
+        assert np.all(tick.positions <= PANDA.position_upper + 0.01)
+    last = bench.q.copy()
+    bench.run(0.5, lambda b: b.chunk([-1.0] * 7 + [0]))
+    assert np.all(bench.q < last)
+
+
+def test_another_robots_joint_positions_do_not_enable(make_bench):
+    bench = make_bench(FR3)
+    bench.q = np.zeros(7)  # joint 4 and 6 of an FR3 cannot be at zero
+    bench.joint_state()
+    assert "is the parameter robot right?" in bench.executor.enable(bench.now)
+
+
+def test_enabled_at_start_waits_for_the_joint_state(make_bench):
+    bench = make_bench()
+    bench.joints_on = False
+    bench.executor.enable_when_possible(bench.now)
+    assert bench.run(0.2)[-1][1].reason is Reason.AWAITING_JOINT_STATE
+    bench.joints_on = True
+    assert bench.tick().reason is Reason.NO_INSTRUCTION
+    bench.executor.disable(bench.now)
+    assert bench.tick().reason is Reason.DISABLED
+
+
+def test_disabling_stops_the_stream_at_once(bench):
+    assert moves(bench.run(0.5, policy))
+    bench.executor.disable(bench.now)
+    for _, tick in bench.run(0.5, policy):
+        assert tick.positions is None
+    # Enabled again it waits for a new chunk, at the place where the arm is now.
+    bench.q = bench.q + 0.05
+    bench.now += MS
+    bench.joint_state()
+    assert bench.executor.enable(bench.now) is None
+    expected = bench.q.copy()
+    tick = bench.tick()
+    assert tick.reason is Reason.WAITING_FOR_CHUNK
+    assert np.array_equal(tick.positions, expected)
+    assert moves(bench.run(0.5, policy))
+
+
+def test_holds_without_an_instruction(make_bench):
+    bench = make_bench()
+    bench.joint_state()
+    bench.executor.enable(bench.now)
+    assert bench.chunk(epoch=0) is ChunkRefusal.WRONG_EPOCH
+    assert bench.tick().reason is Reason.NO_INSTRUCTION
+
+
+def test_steady_chunks_are_executed_without_a_gap(bench):
+    bench.run(1.0, policy)
+    assert all(tick.state is State.EXECUTING for _, tick in bench.run(5.0, policy))
+    assert dict(bench.executor.holds) in ({}, {"waiting_for_chunk": 1})
+
+
+def test_a_policy_that_is_killed_is_missed_in_time(bench):
+    bench.run(2.0, policy)
+    died = bench.now
+    ticks = bench.run(2.0)
+    assert time_until_held(ticks, died) <= 0.2
+    assert ticks[-1][1].reason is Reason.STALE_CHUNK
+    assert moves(bench.run(0.5, policy))
+
+
+def test_a_slow_policy_is_missed_at_the_hard_cap(bench):
+    bench.run(5.0, policy, interval=0.2)
+    bench.run(0.01)
+    policy(bench)
+    died = bench.now
+    assert time_until_held(bench.run(2.0), died) <= 0.25 + 0.02
+
+
+def test_joint_states_that_stop(bench):
+    bench.run(1.0, policy)
+    stopped = bench.now
+    bench.joints_on = False
+    ticks = bench.run(1.0, policy)
+    assert time_until_held(ticks, stopped) <= 0.12
+    assert ticks[-1][1].reason is Reason.STALE_JOINT_STATE
+    bench.joints_on = True
+    assert bench.tick().reason is Reason.WAITING_FOR_CHUNK
+    assert moves(bench.run(0.5, policy))
+
+
+def test_joint_states_with_a_frozen_stamp_are_stale(bench):
+    bench.run(1.0, policy)
+    frozen, bench.joints_on = bench.now, False
+    for _ in range(20):
+        bench.executor.receive_joint_state(bench.now, bench.now - frozen, bench.q)
+        bench.chunk()
+        tick = bench.tick()
+    assert tick.reason is Reason.STALE_JOINT_STATE
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_non_finite_joint_states_are_refused(bench, value):
+    bench.run(1.0, policy)
+    bench.joints_on = False
+    bad = bench.q.copy()
+    bad[3] = value
+    assert "panda_joint4" in bench.executor.receive_joint_state(bench.now, 0, bad)
+    assert bench.run(0.2, policy)[-1][1].reason is Reason.STALE_JOINT_STATE
+
+
+def test_a_joint_state_from_the_future_is_refused(bench):
+    assert "future" in bench.executor.receive_joint_state(bench.now, -200 * MS, bench.q)
+    assert bench.executor.refused_joint_states == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(NonFiniteChunkError("NaN"), Reason.NON_FINITE), (ChunkError("shape"), Reason.INVALID_CHUNK)],
+)
+def test_a_broken_chunk_holds_at_once_until_a_good_one(bench, error, reason):
+    bench.run(1.0, policy)
+    last = bench.ticks[-1][1].positions
+    bench.executor.receive_invalid_chunk(bench.now, EPOCH, error)
+    for _, tick in bench.run(0.5):
+        assert tick.reason is reason
+        assert np.array_equal(tick.positions, last)
+    assert moves(bench.run(0.5, policy))
+
+
+def test_a_broken_chunk_of_an_old_epoch_changes_nothing(bench):
+    bench.run(1.0, policy)
+    refusal = bench.executor.receive_invalid_chunk(bench.now, EPOCH - 1, NonFiniteChunkError("NaN"))
+    assert refusal is ChunkRefusal.WRONG_EPOCH
+    assert bench.tick().state is State.EXECUTING
+
+
+def test_a_new_epoch_drops_everything_of_the_old_one(bench):
+    bench.run(1.0, policy)
+    last = bench.ticks[-1][1].positions
+    bench.executor.set_epoch(bench.now, EPOCH + 1)
+    assert bench.chunk(epoch=EPOCH) is ChunkRefusal.WRONG_EPOCH
+    for _, tick in bench.run(0.5, lambda b: b.chunk(epoch=EPOCH)):
+        assert (tick.state, tick.reason, tick.epoch) == (State.HOLDING, Reason.WAITING_FOR_CHUNK, EPOCH + 1)
+        assert np.array_equal(tick.positions, last)
+    assert moves(bench.run(0.5, lambda b: b.chunk(epoch=EPOCH + 1)))
+
+
+def test_an_epoch_that_does_not_come_after_is_refused(bench):
+    with pytest.raises(ValueError, match="does not come after"):
+        bench.executor.set_epoch(bench.now, EPOCH)
+
+
+@pytest.mark.parametrize(
+    ("age", "refusal"), [(0.6, ChunkRefusal.STALE), (-0.2, ChunkRefusal.FUTURE), (0.5, None), (-0.02, None)]
+)
+def test_the_age_of_a_chunk(bench, age, refusal):
+    assert bench.chunk(age=age) is refusal
+
+
+def test_the_same_chunk_again_does_not_feed_the_watchdog(bench):
+    bench.run(1.0, policy)
+    observed = bench.now - 50 * MS
+    bench.chunk()
+    for _ in range(40):
+        refusal = bench.chunk(age=(bench.now - observed) / 1e9)
+        assert refusal is ChunkRefusal.OUT_OF_ORDER
+        tick = bench.tick()
+    assert tick.reason is Reason.STALE_CHUNK
+
+
+def test_a_chunk_whose_rows_are_all_over_is_not_executed(bench):
+    assert bench.chunk(age=0.4, rows=4) is None
+    assert bench.tick().reason is Reason.STALE_CHUNK
+
+
+def test_the_open_loop_horizon_ends_the_motion(make_bench):
+    options = ExecutorOptions(open_loop_horizon=2, max_chunk_gap=5.0)
+    bench = make_bench(options=options).start()
+    bench.chunk(age=0.0)
+    ticks = bench.run(0.5)
+    executing = [tick for _, tick in ticks if tick.state is State.EXECUTING]
+    assert len(executing) == pytest.approx(2 * DT * 100, abs=1)
+    assert {tick.step for tick in executing} == {0, 1}
+    assert ticks[-1][1].reason is Reason.CHUNK_EXHAUSTED
+
+
+def test_a_clock_that_goes_back_holds_and_recovers(bench):
+    bench.run(1.0, policy)
+    last = bench.ticks[-1][1].positions
+    bench.now -= 10_000 * MS
+    tick = bench.executor.tick(bench.now)
+    assert tick.reason is Reason.STALE_JOINT_STATE
+    assert np.array_equal(tick.positions, last)
+    assert bench.executor.clock_jumps == 1
+    assert moves(bench.run(0.5, policy))
+
+
+def test_a_pause_of_the_process_makes_no_jump(bench):
+    bench.run(1.0, lambda b: b.chunk([1.0] * 7 + [0]))
+    last = bench.ticks[-1][1].positions
+    bench.now += 3_000 * MS
+    bench.joint_state()
+    tick = bench.tick()
+    assert np.array_equal(tick.positions, last)
+    assert tick.reason is Reason.STALE_CHUNK
+
+
+def test_a_late_tick_moves_no_further_than_a_period_allows(bench):
+    bench.run(1.0, lambda b: b.chunk([-0.5] * 7 + [0]))
+    last = bench.ticks[-1][1].positions
+    bench.now += 80 * MS
+    tick = bench.tick()
+    assert np.all(np.abs(tick.positions - last) <= PANDA.velocity * 0.01 * 0.9 + 1e-12)
+
+
+def test_an_arm_that_was_moved_away_disables_the_executor(bench):
+    bench.run(1.0, policy)
+    bench.q = bench.q - np.array([0.7, 0, 0, 0, 0, 0, 0])
+    tick = bench.tick()
+    assert (tick.state, tick.reason, tick.positions) == (State.DISABLED, Reason.TRACKING_LOST, None)
+    assert not moves(bench.run(0.5, policy))
+    assert bench.executor.enable(bench.now) is None
+    assert moves(bench.run(0.5, policy))
+
+
+def test_a_target_far_from_the_arm_is_refused(bench):
+    bench.run(1.0, policy)
+    last = bench.ticks[-1][1].positions
+    for _, tick in bench.run(1.0, lambda b: b.chunk([9.0] * 7 + [0], space=ActionSpace.JOINT_POSITION)):
+        if tick.reason is Reason.GUARD_REFUSAL:
+            held = tick.positions
+    assert tick.reason in (Reason.GUARD_REFUSAL, Reason.WAITING_FOR_CHUNK)
+    assert np.abs(held - last).max() < 0.2  # what was left of the good chunk
+    assert moves(bench.run(0.5, policy))
+
+
+def test_a_step_reaches_its_target_on_time(bench):
+    q = bench.q.copy()
+    targets = q + np.outer(np.arange(1, 16), np.full(7, 0.01))
+    rows = np.column_stack([targets, np.zeros(15)])
+    bench.chunk(rows, age=0.0, space=ActionSpace.JOINT_POSITION)
+    bench.run(0.01)
+    start = bench.ticks[0][0]
+    for now, tick in bench.run(0.2):
+        ideal = q + 0.01 * (now - start) / 1e9 / DT
+        assert np.abs(tick.positions - ideal).max() < 0.004  # the acceleration limit at the beginning, no more
+
+
+def test_joint_velocity_moves_by_what_it_says(bench):
+    """One unit is 0.2 rad in a step; a perfect arm is where it was commanded, so n steps move n times as far."""
+    start = bench.q.copy()
+    for _ in range(30):
+        bench.run(DT, lambda b: b.chunk([0.1, 0, 0, 0, 0, 0, 0, 0]), interval=1.0)
+    moved = bench.q - start
+    assert moved[0] == pytest.approx(30 * 0.02, rel=0.15)
+    assert np.all(moved[1:] == 0)
+
+
+@pytest.mark.parametrize(
+    ("binarize", "closedness", "angle"), [(True, 0.51, 0.8), (True, 0.5, 0.0), (False, 0.25, 0.2), (False, 7.0, 0.8)]
+)
+def test_gripper(make_bench, binarize, closedness, angle):
+    bench = make_bench(options=ExecutorOptions(binarize_gripper=binarize)).start()
+    bench.chunk([0] * 7 + [closedness])
+    assert bench.tick().gripper == pytest.approx(angle)
+    assert bench.run(2.0)[-1][1].gripper == pytest.approx(angle)  # held, too
