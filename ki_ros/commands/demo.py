@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
 from rclpy.serialization import deserialize_message
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -71,55 +73,58 @@ def _isolate() -> None:
 
 def _run(settings: bringup.Settings, seconds: float, output: Path, instruction: str) -> Rollout:
     progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
+    with _monitor(seconds) as monitor, Graph(settings, output / "logs") as graph, progress:
+        step = progress.add_task("starting simulator, observation, policy and executor")
+
+        def wait(condition: Callable[[], bool], what: str, timeout: float) -> None:
+            progress.update(step, description=f"waiting for {what}")
+            deadline = time.monotonic() + timeout
+            while not condition():
+                graph.check()
+                if time.monotonic() > deadline:
+                    raise DemoError(f"no {what} within {timeout:g} s{_troubles(monitor)}; see {output / 'logs'}")
+                time.sleep(0.02)
+
+        wait(monitor.first_observation.is_set, "observation", START_SECONDS)
+        answer = monitor.set_instruction(instruction, timeout=10.0)
+        if not answer.success:
+            raise DemoError(f"the instruction {instruction!r} was refused: {answer.message}")
+        wait(monitor.executing.is_set, "action chunk that the arm executes", START_SECONDS)
+        progress.update(step, description=f"running for {seconds:g} s of simulated time")
+        started = time.monotonic()
+        monitor.recording.set()
+        wait(lambda: _elapsed(monitor.clock) >= seconds, f"{seconds:g} s of simulated time", 30.0 + 30.0 * seconds)
+        monitor.recording.clear()
+        wall_seconds = time.monotonic() - started
+        progress.update(step, description="stopping")
+    return _rollout(monitor, settings, instruction, wall_seconds)
+
+
+@contextlib.contextmanager
+def _monitor(seconds: float) -> Iterator[Monitor]:
+    """A monitor that a thread spins; the thread has ended before ROS is shut down."""
     rclpy.init()
+    spinner = SingleThreadedExecutor()
     try:
         monitor = Monitor(
             joint_states_topic="/joint_states", camera_topic="/camera/exterior_1/image_raw", frame_period=seconds / 30
         )
-        spinner = SingleThreadedExecutor()
         spinner.add_node(monitor)
-        thread = threading.Thread(target=_spin, args=(spinner,), daemon=True)
+        thread = threading.Thread(target=_spin, args=(spinner,), name="monitor")
         thread.start()
-        with progress, Graph(settings, output / "logs") as graph:
-            step = progress.add_task("starting simulator, observation, policy and executor")
-
-            def wait(condition, what: str, timeout: float) -> None:
-                progress.update(step, description=f"waiting for {what}")
-                deadline = time.monotonic() + timeout
-                while not condition():
-                    graph.check()
-                    if time.monotonic() > deadline:
-                        raise DemoError(f"no {what} within {timeout:g} s{_troubles(monitor)}; see {output / 'logs'}")
-                    time.sleep(0.02)
-
-            wait(monitor.first_observation.is_set, "observation", START_SECONDS)
-            answer = monitor.set_instruction(instruction, timeout=10.0)
-            if not answer.success:
-                raise DemoError(f"the instruction {instruction!r} was refused: {answer.message}")
-            wait(monitor.executing.is_set, "action chunk that the arm executes", START_SECONDS)
-            progress.update(step, description=f"running for {seconds:g} s of simulated time")
-            started = time.monotonic()
-            monitor.recording.set()
-            wait(
-                lambda: _elapsed(monitor.clock) >= seconds,
-                f"{seconds:g} s of simulated time",
-                30.0 + 30.0 * seconds,
-            )
-            monitor.recording.clear()
-            wall_seconds = time.monotonic() - started
-            progress.update(step, description="stopping")
-        spinner.shutdown()
-        thread.join(timeout=5.0)
-        return _rollout(monitor, settings, instruction, wall_seconds)
+        try:
+            yield monitor
+        finally:
+            spinner.shutdown()
+            thread.join()
+            monitor.destroy_node()
     finally:
         rclpy.try_shutdown()
 
 
 def _spin(spinner: SingleThreadedExecutor) -> None:
-    try:
+    with contextlib.suppress(ExternalShutdownException, ShutdownException):
         spinner.spin()
-    except ExternalShutdownException:
-        return
 
 
 def _elapsed(clock: list[Arrival]) -> float:

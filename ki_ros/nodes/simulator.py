@@ -107,7 +107,7 @@ class SimulatorNode(Node):
 
     def __init__(self) -> None:
         super().__init__("simulator")
-        self._parameters = p = declare(self, Parameters)
+        self._p = p = declare(self, Parameters)
         self._robot = rig.robot(p.robot)
         self._refused = 0
         self._last_refusal = ""
@@ -151,13 +151,13 @@ class SimulatorNode(Node):
 
     @property
     def _cameras(self) -> dict[CameraRole, Exterior1Parameters]:
-        return {role: getattr(self._parameters, role.value) for role in CameraRole}
+        return {role: getattr(self._p, role.value) for role in CameraRole}
 
     def _sizes(self) -> str:
         return ", ".join(f"{role.value} {c.width}x{c.height}" for role, c in self._cameras.items())
 
     def _create_publishers(self) -> None:
-        p = self._parameters
+        p = self._p
         if p.encoding == "jpeg":
             self._image_publishers = {
                 role: self.create_publisher(CompressedImage, f"{camera.topic}/compressed", SENSOR_QOS)
@@ -172,7 +172,7 @@ class SimulatorNode(Node):
         self._gripper_publisher = self.create_publisher(JointState, p.gripper_states_topic, _STATE_QOS)
 
     def _create_inputs(self) -> None:
-        p = self._parameters
+        p = self._p
         self._inputs = [
             self.create_subscription(Float64MultiArray, p.arm_command_topic, self._on_arm_command, COMMAND_QOS),
             self.create_subscription(Float64MultiArray, p.gripper_command_topic, self._on_gripper_command, COMMAND_QOS),
@@ -208,9 +208,9 @@ class SimulatorNode(Node):
         self._gripper_publisher.publish(gripper)
 
     def on_image(self, role: CameraRole, time_ns: int, pixels: np.ndarray) -> None:
-        if self._parameters.encoding == "jpeg":
+        if self._p.encoding == "jpeg":
             message = CompressedImage(format="rgb8; jpeg compressed bgr8")
-            quality = [cv2.IMWRITE_JPEG_QUALITY, self._parameters.jpeg_quality]
+            quality = [cv2.IMWRITE_JPEG_QUALITY, self._p.jpeg_quality]
             _, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), quality)
             message.data = array.array("B", encoded.tobytes())
         else:
@@ -307,7 +307,7 @@ class SimulatorNode(Node):
 
     def _report_cameras(self) -> Report:
         status = self._runner.status()
-        values: dict[str, float | int] = {"camera_rate": self._parameters.camera_rate, "pending": status.pending}
+        values: dict[str, float | int] = {"camera_rate": self._p.camera_rate, "pending": status.pending}
         for role in CameraRole:
             values[f"{role.value}_render_ms"] = status.render_ms[role.value]
             values[f"{role.value}_images"] = status.images[role.value]
