@@ -194,13 +194,14 @@ def _overrides(node: str, settings: Settings) -> dict[str, Any]:
     s = settings
     cameras = {role.value: getattr(s, f"{role.value}_topic") for role in rig.CameraRole}
     camera_topics = {f"{role}.topic": topic for role, topic in cameras.items()}
+    command_topic = "trajectory_topic" if s.controller == "joint_trajectory" else "arm_command_topic"
     by_node = {
         "simulator": {
             "robot": s.robot,
             **camera_topics,
             "joint_states_topic": s.joint_states_topic,
             "gripper_states_topic": s.gripper_topic,
-            ("trajectory_topic" if s.controller == "joint_trajectory" else "arm_command_topic"): s.controller_topic,
+            command_topic: s.controller_topic,
             "gripper_command_topic": s.gripper_controller_topic,
         },
         "observation": {
@@ -222,8 +223,8 @@ def _overrides(node: str, settings: Settings) -> dict[str, Any]:
             "instruction": s.instruction,
             "joint_states_topic": s.joint_states_topic,
             "controller": s.controller,
-            ("trajectory_topic" if s.controller == "joint_trajectory" else "command_topic"): s.controller_topic,
-            "gripper_topic": s.gripper_controller_topic,
+            command_topic: s.controller_topic,
+            "gripper_command_topic": s.gripper_controller_topic,
         },
     }
     return {key: value for key, value in by_node[node].items() if value != ""}

@@ -14,15 +14,15 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-FRAMES = 6
-"""Pictures in the camera strip."""
+FRAMES = 8
+"""Pictures of each camera in the strip."""
 
 
 def draw(rollout: Rollout, path: Path) -> None:
     """Writes the picture as PNG."""
     start = rollout.command_times[0] if len(rollout.command_times) else rollout.observation_times[0]
-    figure = plt.figure(figsize=(14, 13), layout="constrained")
-    grid = figure.add_gridspec(5, 1, height_ratios=(2.6, 3, 1, 1.1, 1.6))
+    figure = plt.figure(figsize=(14, 14), layout="constrained")
+    grid = figure.add_gridspec(5, 1, height_ratios=(3.4, 3, 0.9, 1.1, 1.7))
     _cameras(figure, grid[0], rollout, start)
     joints = figure.add_subplot(grid[1])
     _joints(joints, rollout, start)
@@ -47,17 +47,24 @@ def _cameras(figure, cell, rollout: Rollout, start: float) -> None:
     if not roles:
         figure.add_subplot(cell).text(0.5, 0.5, "no observation arrived", ha="center")
         return
-    strip = cell.subgridspec(len(roles), len(chosen), wspace=0.02, hspace=0.02)
+    strip = cell.subgridspec(len(roles), len(chosen), wspace=0.01, hspace=0.01)
+    rows = _picture_rows([views[role] for _, views in rollout.frames for role in roles])
     for column, index in enumerate(chosen):
         time, views = rollout.frames[index]
         for row, role in enumerate(roles):
             axes = figure.add_subplot(strip[row, column])
-            axes.imshow(views[role])
+            axes.imshow(views[role][rows])
             axes.set(xticks=[], yticks=[])
             if row == 0:
                 axes.set_title(f"{time - start:.1f} s", fontsize=9)
             if column == 0:
                 axes.set_ylabel(role, fontsize=9)
+
+
+def _picture_rows(views: list[np.ndarray]) -> slice:
+    """The rows of the views that hold picture rather than padding above and below."""
+    used = np.flatnonzero(np.max([view.max(axis=(1, 2)) for view in views], axis=0))
+    return slice(used[0], used[-1] + 1) if len(used) else slice(None)
 
 
 def _joints(axes, rollout: Rollout, start: float) -> None:
@@ -91,7 +98,7 @@ def _latency(axes, rollout: Rollout) -> None:
 
 def _intervals(axes, rollout: Rollout) -> None:
     intervals = np.diff(rollout.command_times) * 1e3
-    axes.hist(intervals, bins=40, color="tab:green", log=True)
+    axes.hist(intervals, bins=40, color="tab:green", log=len(intervals) > 0)
     axes.axvline(1e3 / rollout.command_rate, color="black", lw=0.8)
     axes.set(xlabel="between two commands [ms]", ylabel="commands")
 
@@ -115,3 +122,4 @@ def _table(axes, rollout: Rollout) -> None:
     table = axes.table(rows, loc="center", cellLoc="left", colWidths=(0.7, 0.3), edges="horizontal")
     table.auto_set_font_size(False)
     table.set_fontsize(9)
+    table.scale(1.0, 1.25)

@@ -1,0 +1,89 @@
+"""The graph as separate processes over Fast DDS, for the tests of this directory."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="needs rclpy: run scripts/setup")
+
+import rclpy
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+FAULTS: list[dict] = []
+"""Rows of the fault table, printed at the end of the run."""
+
+
+@pytest.fixture(scope="module")
+def domain() -> Iterator[int]:
+    """A ROS domain of this module's own, on this machine only."""
+    number = random.SystemRandom().randrange(1, 102)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROS_DOMAIN_ID", str(number))
+        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        yield number
+
+
+class Spinner:
+    """Spins nodes of this process in a thread."""
+
+    def __init__(self, domain: int) -> None:
+        self.context = Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._thread = threading.Thread(target=self._spin)
+
+    def start(self, node) -> None:
+        self._executor.add_node(node)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._executor.shutdown()
+        self._thread.join()
+        self.context.shutdown()
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except (ExternalShutdownException, ShutdownException):
+            return
+
+
+@pytest.fixture(scope="module")
+def spinner(domain):
+    spinner = Spinner(domain)
+    yield spinner
+    spinner.stop()
+
+
+def wait(condition: Callable[[], object], what: str, timeout: float = 60.0, check: Callable[[], None] = lambda: None):
+    """Waits for a condition; fails with `what` when it does not come about in time."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        check()
+        assert time.monotonic() < deadline, f"no {what} within {timeout:g} s"
+        time.sleep(0.005)
+    return value
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if not FAULTS:
+        return
+    terminalreporter.section("faults: how soon the arm holds, and what brings it back")
+    for row in FAULTS:
+        hold = f"{row['hold_s'] * 1e3:.0f} ms"
+        terminalreporter.write_line(f"{row['fault']:<30} {hold:>7}  {row['reason']:<20} back: {row['recovery']}")
+    if file := os.environ.get("KI_ROS_FAULTS_JSON"):
+        from ki_ros.commands.files import write_json
+
+        write_json(Path(file), FAULTS)
