@@ -1,7 +1,7 @@
 """Episodes of the DROID dataset as files: states, instruction and camera images at 15 Hz.
 
 A directory holds `episode_NNN.npz` (`state`, (T, 8): joint positions [rad] and the gripper's closedness),
-`episodes.json` (`length` and `task` by episode) and, for some episodes, `images/episode_NNN/` with one file for each step
+A directory holds `episode_NNN.npz` (`state`, (T, 8): joint positions [rad] and gripper closedness),
 and camera.
 """
 
