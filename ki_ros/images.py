@@ -94,7 +94,10 @@ def decompress(data: bytes | memoryview, format: str = "") -> np.ndarray:
     if not data.rstrip(b"\0").endswith(end):
         raise ImageError(f"{name} image of {len(data)} bytes is cut off: it has no end mark")
     # Unchanged: the pixels as they are stored. A raw image is not turned as a JPEG's orientation says either.
-    pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # a header that asks for more pixels than OpenCV takes
+        pixels = None
     if pixels is None:
         raise ImageError(f"{name} image of {len(data)} bytes and format {format!r} is damaged")
     if pixels.dtype != np.uint8:
