@@ -16,7 +16,7 @@ import yaml
 from ki_ros import bringup
 
 STOP_SECONDS = 5.0
-"""A process that has not ended this long after SIGINT is killed."""
+"""A process that has not ended this long after SIGTERM is killed."""
 
 
 class GraphError(RuntimeError):
@@ -127,7 +127,7 @@ class Graph:
         for process in order:
             if process.popen.poll() is None:
                 process.popen.send_signal(signal.SIGCONT)
-                process.popen.send_signal(signal.SIGINT)
+                process.popen.terminate()
         deadline = time.monotonic() + STOP_SECONDS
         for process in order:
             try:

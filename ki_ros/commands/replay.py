@@ -69,6 +69,8 @@ def _replay(node: ReplayNode, recording: Episode, set_instruction: bool) -> dict
         WAIT_SECONDS,
         "no observation: is the graph running, and does it use these topics?",
     )
+    if set_instruction:
+        _spin_until(node, lambda: node.answered, WAIT_SECONDS, "no action chunk: has the policy node been activated?")
     if others := node.other_publishers():
         raise ReplayError(f"somebody else publishes on {', '.join(others)}; stop the rig or the simulator first")
     node.begin()

@@ -43,6 +43,7 @@ class ReplayNode(Node):
         self._stamps: dict[int, int] = {}
         self._observation_stamps: set[int] = set()
         self._newest_observation: float | None = None
+        self._answered = False
         self._begun = False
         self._images = {
             role: self.create_publisher(Image, CAMERA_TOPICS[role], topics.SENSOR_QOS) for role in episode.image_files
@@ -63,6 +64,11 @@ class ReplayNode(Node):
     def observing(self) -> bool:
         """Whether the graph makes observations of what this node publishes."""
         return self._newest_observation is not None
+
+    @property
+    def answered(self) -> bool:
+        """Whether the policy answers what this node publishes."""
+        return self._answered
 
     @property
     def over(self) -> bool:
@@ -112,13 +118,14 @@ class ReplayNode(Node):
 
     def _on_observation(self, message: msg.Observation) -> None:
         self._newest_observation = time.monotonic()
-        for view in message.views:
-            step = self._stamps.get(stamps.from_message(view.header.stamp))
-            if step is not None:
-                self.observed.add(step)
-                self._observation_stamps.add(stamps.from_message(message.header.stamp))
+        # A step has become an observation only if every view is of that step.
+        steps = {self._stamps.get(stamps.from_message(view.header.stamp)) for view in message.views}
+        if len(steps) == 1 and None not in steps:
+            self.observed |= steps
+            self._observation_stamps.add(stamps.from_message(message.header.stamp))
 
     def _on_chunk(self, message: msg.ActionChunk) -> None:
+        self._answered = True
         if stamps.from_message(message.header.stamp) not in self._observation_stamps:
             return
         self.chunks += 1

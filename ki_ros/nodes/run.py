@@ -38,10 +38,12 @@ def run(create: Callable[[], Node]) -> None:
     except KeyboardInterrupt:
         rclpy.try_shutdown()
         sys.exit(0)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except Exception as error:
         if not rclpy.ok():
             # Stopped by a signal before it had started; what failed then failed for want of a context.
             sys.exit(0)
+        if not isinstance(error, (ValueError, OSError, ImportError, RuntimeError)):
+            raise
         rclpy.logging.get_logger("ki_ros").fatal(f"{type(error).__name__}: {error}")
         rclpy.try_shutdown()
         sys.exit(STARTUP_FAILED)
