@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import DT, EPOCH, MS, Bench
+from execution_bench import DT, EPOCH, MS, Bench
 
 from ki_ros.chunk import ChunkError, NonFiniteChunkError
 from ki_ros.execution.executor import ExecutorOptions
@@ -302,6 +302,23 @@ def test_a_step_reaches_its_target_on_time(bench):
     for now, tick in bench.run(0.2):
         ideal = q + 0.01 * (now - start) / 1e9 / DT
         assert np.abs(tick.positions - ideal).max() < 0.004  # the acceleration limit at the beginning, no more
+
+
+def test_speed_is_even_across_the_seams_of_steps_and_chunks(bench):
+    q, begin = bench.q.copy(), bench.now
+
+    def ramp(b: Bench) -> None:
+        times = (b.now - begin) / 1e9 + DT * np.arange(1, 16)
+        rows = np.column_stack([q + 0.3 * times[:, None], np.zeros(15)])
+        b.chunk(rows, age=0.0, space=ActionSpace.JOINT_POSITION)
+
+    ticks = bench.run(2.0, ramp, interval=0.07)
+    positions = np.array([tick.positions for _, tick in ticks if tick.state is State.EXECUTING])
+    steps = np.diff(positions[20:], axis=0)
+    # A chunk begins with the row that is nearest in time, so a seam between chunks may shift the path by half a row.
+    assert steps.min() > 0
+    assert np.median(np.abs(steps - 0.003)) < 1e-9
+    assert (np.abs(steps[:, 0] - 0.003) < 1e-6).mean() > 0.7
 
 
 def test_joint_velocity_moves_by_what_it_says(bench):

@@ -1,0 +1,201 @@
+"""Whatever arrives, in whatever order, at whatever time: what leaves is checked by a checker of its own."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from execution_bench import DT, MS
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from ki_ros.chunk import ActionChunk, ChunkError
+from ki_ros.execution.executor import Executor, ExecutorOptions
+from ki_ros.execution.state import Reason, State
+from ki_ros.rig import FR3, PANDA, RESET_JOINT_POSITIONS, ActionSpace
+
+PERIOD = 10 * MS
+VELOCITY = {"panda": [2.175] * 4 + [2.61] * 3, "fr3": [2.62] * 4 + [5.26, 4.18, 5.26]}
+SCALE = 0.9
+# The longest that the arm may move on after the last good chunk: the watchdog's cap and two ticks.
+LONGEST_MOTION = round(0.25e9) + 2 * PERIOD
+LONGEST_BLINDNESS = round(0.1e9) + 2 * PERIOD
+
+normal = st.floats(-1.5, 1.5, width=32)
+wild = st.floats(allow_nan=True, allow_infinity=True, width=32)
+
+
+class AnythingArrives(RuleBasedStateMachine):
+    """The test holds the clock, an arm that follows perfectly, and everything that may go wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 10**12
+        self.epochs = itertools.count(1)
+        self.epoch = 0
+        self.sequences = itertools.count(1)
+        self.epoch_of: dict[int, int] = {}
+        self.last_good_chunk = -(10**18)
+        self.last_joint_state = -(10**18)
+        self.previous = None
+        self.since_previous = 0
+        self.last_tick = None
+        self.joints_on = True
+        self.steady = True
+        self.row = np.array([0.3, -0.2, 0.1, 0.5, 0.9, -1.2, 0.0, 1.0])
+        self.space = ActionSpace.JOINT_VELOCITY
+
+    @initialize(robot=st.sampled_from([PANDA, FR3]), skip=st.booleans(), rate=st.sampled_from([100.0]))
+    def start(self, robot, skip, rate):
+        self.robot = robot
+        self.executor = Executor(robot, ExecutorOptions(skip_elapsed=skip, command_rate=rate))
+        self.q = np.clip(np.array(RESET_JOINT_POSITIONS), robot.position_lower + 0.1, robot.position_upper - 0.1)
+        self.joint_state()
+        assert self.executor.enable(self.now) is None
+        self.new_epoch()
+
+    # What the world does
+
+    def joint_state(self, age=0):
+        if self.executor.receive_joint_state(self.now, age, self.q) is None:
+            self.last_joint_state = max(self.last_joint_state, self.now - age)
+
+    def send(self, actions, age_ns, epoch, space, dt):
+        sequence = next(self.sequences)
+        self.epoch_of[sequence] = epoch
+        try:
+            chunk = ActionChunk(self.now - age_ns, sequence, epoch, space, dt, actions)
+        except ChunkError as error:
+            self.executor.receive_invalid_chunk(self.now, epoch, error)
+            return
+        if self.executor.receive_chunk(self.now, age_ns, chunk) is None:
+            assert epoch == self.epoch
+            assert -50 * MS <= age_ns <= 500 * MS
+            self.last_good_chunk = self.now
+
+    @rule(ticks=st.integers(1, 80), jitter=st.integers(-4 * MS, 4 * MS))
+    def time_passes(self, ticks, jitter):
+        for i in range(ticks):
+            if self.steady and i % 7 == 0:
+                self.send(np.tile(self.row, (15, 1)), 50 * MS, self.epoch, self.space, DT)
+            self.now += PERIOD + (jitter if i % 2 else -jitter)
+            if self.joints_on:
+                self.joint_state()
+            self.tick()
+
+    @rule(row=st.lists(normal, min_size=8, max_size=8), space=st.sampled_from(ActionSpace), around=st.booleans())
+    def the_policy_works(self, row, space, around):
+        self.steady = True
+        self.space = space
+        self.row = np.array(row)
+        if space is ActionSpace.JOINT_POSITION and around:
+            self.row[:7] = self.q + 0.2 * self.row[:7]
+
+    @rule(ticks=st.integers(1, 60))
+    def the_policy_stops_for_a_while(self, ticks):
+        self.steady = False
+        self.time_passes(ticks, 0)
+        self.steady = True
+
+    @rule(ticks=st.integers(1, 60))
+    def the_joint_states_stop_for_a_while(self, ticks):
+        self.joints_on = False
+        self.time_passes(ticks, 0)
+        self.joints_on = True
+
+    @rule(
+        values=st.lists(st.one_of(normal, wild), min_size=0, max_size=40),
+        width=st.sampled_from([8, 8, 8, 7, 1]),
+        age=st.one_of(st.integers(0, 600 * MS), st.integers(-(10**12), 10**12)),
+        epoch=st.integers(-2, 1),
+        space=st.sampled_from(ActionSpace),
+        dt=st.one_of(st.just(DT), st.floats(allow_nan=True, allow_infinity=True)),
+    )
+    def a_chunk_comes(self, values, width, age, epoch, space, dt):
+        usable = len(values) // width * width
+        self.send(np.array(values[:usable]).reshape(-1, width), age, max(0, self.epoch + epoch), space, dt)
+
+    @rule(values=st.lists(wild, min_size=0, max_size=9), age=st.integers(-(10**12), 10**12))
+    def a_wild_joint_state_comes(self, values, age):
+        positions = np.array(values)
+        if self.executor.receive_joint_state(self.now, age, positions) is None:
+            self.last_joint_state = max(self.last_joint_state, self.now - age)
+
+    @rule()
+    def new_epoch(self):
+        self.epoch = next(self.epochs)
+        self.executor.set_epoch(self.now, self.epoch)
+
+    @rule(on=st.booleans())
+    def the_operator(self, on):
+        if on:
+            if not self.executor.enabled and self.executor.enable(self.now) is None:
+                self.previous = None
+        else:
+            self.executor.disable(self.now)
+            assert self.executor.tick(self.now).positions is None
+            self.previous = None
+
+    @rule(by=st.integers(-(10**10), 10**10))
+    def the_clock_jumps(self, by):
+        self.now += by
+        if by < 0:
+            # What came before cannot be told from what comes from the future any more.
+            self.last_joint_state = self.last_good_chunk = -(10**18)
+        self.tick()
+
+    @rule(by=st.lists(st.floats(-0.5, 0.5), min_size=7, max_size=7))
+    def somebody_pushes_the_arm(self, by):
+        self.q = np.clip(self.q + by, self.robot.position_lower, self.robot.position_upper)
+
+    # What must be true of everything that leaves
+
+    def tick(self):
+        elapsed = 0 if self.last_tick is None else self.now - self.last_tick
+        self.last_tick = self.now
+        tick = self.executor.tick(self.now)
+        if tick.positions is None:
+            assert tick.state is State.DISABLED
+            assert tick.reason is not Reason.NONE
+            self.previous = None
+            return
+        assert tick.positions.shape == (7,)
+        assert np.all(np.isfinite(tick.positions))
+        assert np.all(np.isfinite(tick.velocities))
+        assert tick.gripper is None or 0.0 <= tick.gripper <= 0.8
+        lower, upper = self.robot.position_lower, self.robot.position_upper
+        inside = (tick.positions >= lower - 1e-9) & (tick.positions <= upper + 1e-9)
+        if self.previous is None:
+            # The first command after enabling is where the arm is, wherever that may be within reason.
+            assert np.all((tick.positions >= lower - 0.1) & (tick.positions <= upper + 0.1))
+        else:
+            step = tick.positions - self.previous
+            was_inside = (self.previous >= lower) & (self.previous <= upper)
+            assert np.all(inside | ~was_inside)
+            allowed = np.array(VELOCITY[self.robot.name]) * SCALE * min(max(elapsed, 0), PERIOD) / 1e9
+            assert np.all(np.abs(step) <= allowed + 1e-9)
+            if tick.state is State.HOLDING:
+                assert np.array_equal(tick.positions, self.previous)
+                assert not tick.velocities.any()
+            else:
+                assert self.now - self.last_good_chunk <= LONGEST_MOTION
+                assert self.now - self.last_joint_state <= LONGEST_BLINDNESS
+        if tick.state is State.EXECUTING:
+            assert self.epoch_of[tick.observation_sequence] == self.epoch == tick.epoch
+            assert tick.step >= 0
+        else:
+            assert tick.reason is not Reason.NONE
+        self.previous = tick.positions
+        self.q = tick.positions.copy()
+
+    @invariant()
+    def counts_add_up(self):
+        if hasattr(self, "executor"):
+            assert sum(self.executor.chunks.values()) <= next(self.sequences)
+
+
+AnythingArrives.TestCase.settings = settings(
+    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestAnythingArrives = AnythingArrives.TestCase

@@ -1,0 +1,365 @@
+"""The executor node over Fast DDS: its services, what it sends, and what makes it hold."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import random
+import time
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy")
+pytest.importorskip("ki_ros.msg", reason="the interfaces are not built; run scripts/setup")
+
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.node import Node  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from sensor_msgs.msg import JointState  # noqa: E402
+from std_msgs.msg import Float64MultiArray, String  # noqa: E402
+from std_srvs.srv import SetBool  # noqa: E402
+from trajectory_msgs.msg import JointTrajectory  # noqa: E402
+
+from ki_ros import msg  # noqa: E402
+from ki_ros.nodes import topics  # noqa: E402
+from ki_ros.nodes.executor import ExecutorNode  # noqa: E402
+from ki_ros.nodes.parameters import ParameterError  # noqa: E402
+from ki_ros.rig import PANDA, RESET_JOINT_POSITIONS  # noqa: E402
+from ki_ros.srv import SetInstruction  # noqa: E402
+
+HOLDING, EXECUTING, DISABLED = (getattr(msg.ExecutorStatus, n) for n in ("HOLDING", "EXECUTING", "DISABLED"))
+PATIENCE = 15.0
+
+
+@pytest.fixture(scope="module")
+def context():
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=random.SystemRandom().randint(1, 100))
+    yield context
+    rclpy.shutdown(context=context)
+
+
+class Graph:
+    """The node under test, and a node that plays everything around it: the arm, the policy, the listeners."""
+
+    def __init__(self, context, **parameters) -> None:
+        overrides = [Parameter(name, value=value) for name, value in parameters.items()]
+        self.node = ExecutorNode(context=context, parameter_overrides=overrides)
+        self.other = Node("other", context=context)
+        self.spinner = SingleThreadedExecutor(context=context)
+        self.spinner.add_node(self.node)
+        self.spinner.add_node(self.other)
+        self.statuses: list[tuple[float, msg.ExecutorStatus]] = []
+        self.commands: list[JointState] = []
+        self.sent: list[tuple[float, list[float]]] = []
+        self.gripper: list[float] = []
+        self.trajectories: list[JointTrajectory] = []
+        self.diagnostics: dict[str, dict[str, str]] = {}
+        self.levels: dict[str, bytes] = {}
+        self.q = list(RESET_JOINT_POSITIONS)
+        self.joints_on = True
+        self.policy_on = False
+        self.epoch = 0
+        self.sequence = 0
+        self.action = [0.1] * 7 + [1.0]
+        other = self.other
+        self.joint_publisher = other.create_publisher(JointState, "/joint_states", topics.SENSOR_QOS)
+        self.chunk_publisher = other.create_publisher(msg.ActionChunk, topics.ACTION_CHUNK, topics.NEWEST_QOS)
+        listen = [
+            (msg.ExecutorStatus, topics.EXECUTOR_STATUS, lambda m: self.statuses.append((time.monotonic(), m))),
+            (JointState, topics.JOINT_COMMAND, self.commands.append),
+            (Float64MultiArray, "/forward_position_controller/commands", self._on_sent),
+            (Float64MultiArray, "/gripper_position_controller/commands", lambda m: self.gripper.extend(m.data)),
+            (JointTrajectory, "/joint_trajectory_controller/joint_trajectory", self.trajectories.append),
+        ]
+        for kind, name, callback in listen:
+            other.create_subscription(kind, name, callback, topics.COMMAND_QOS)
+        other.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        other.create_subscription(msg.Epoch, topics.EPOCH, self._on_epoch, topics.LATCHED_QOS)
+        self.set_client = other.create_client(SetInstruction, topics.SET_INSTRUCTION)
+        self.enable_client = other.create_client(SetBool, topics.ENABLE)
+        other.create_timer(0.01, self._arm)
+        other.create_timer(1 / 15, self._policy)
+        self.until(lambda: self.statuses and self.joint_publisher.get_subscription_count())
+
+    def close(self) -> None:
+        self.spinner.shutdown()
+        self.node.destroy_node()
+        self.other.destroy_node()
+
+    def _on_epoch(self, message: msg.Epoch) -> None:
+        self.epoch = message.id
+
+    def _on_sent(self, message: Float64MultiArray) -> None:
+        self.sent.append((time.monotonic(), list(message.data)))
+        self.q = list(message.data)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            name = status.name.split(": ")[1]
+            self.diagnostics[name] = {v.key: v.value for v in status.values} | {"message": status.message}
+            self.levels[name] = status.level
+
+    def stamp(self):
+        return self.other.get_clock().now().to_msg()
+
+    def _arm(self) -> None:
+        if self.joints_on:
+            message = JointState(name=list(reversed(PANDA.joint_names)), position=list(reversed(self.q)))
+            message.header.stamp = self.stamp()
+            self.joint_publisher.publish(message)
+
+    def chunk(self, **changes) -> msg.ActionChunk:
+        self.sequence += 1
+        fields = {"action_space": "joint_velocity", "dt": 1 / 15, "horizon": 15, "action_dim": 8, "epoch": self.epoch}
+        fields["actions"] = array.array("f", self.action * 15)
+        message = msg.ActionChunk(observation_sequence=self.sequence, **(fields | changes))
+        message.header.stamp = self.stamp()
+        return message
+
+    def _policy(self) -> None:
+        if self.policy_on and self.epoch:
+            self.chunk_publisher.publish(self.chunk())
+
+    def until(self, condition, what: str = "") -> None:
+        """Spins until the condition holds."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"waited in vain{': ' + what if what else ''}; last {self.last}"
+            self.spinner.spin_once(timeout_sec=0.05)
+
+    def spin(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.spinner.spin_once(timeout_sec=0.01)
+
+    @property
+    def last(self):
+        status = self.statuses[-1][1] if self.statuses else None
+        return status and (status.state, status.reason)
+
+    def call(self, client, request):
+        self.until(client.service_is_ready, "the service")
+        future = client.call_async(request)
+        self.until(future.done, "the response")
+        return future.result()
+
+    def instruct(self, instruction: str):
+        return self.call(self.set_client, SetInstruction.Request(instruction=instruction))
+
+    def enable(self, data: bool = True):
+        return self.call(self.enable_client, SetBool.Request(data=data))
+
+    def execute(self) -> Graph:
+        """Brings the arm into motion, if it is not already."""
+        self.policy_on = True
+        seen = len(self.commands)
+        self.until(lambda: any(any(m.velocity) for m in self.commands[seen:]), "motion")
+        assert self.last[0] == EXECUTING
+        return self
+
+    def seconds_until_held(self, since: float) -> float:
+        """Seconds from `since` until the command that all later ones repeat."""
+        self.until(lambda: self.last[0] == HOLDING, "holding")
+        self.spin(0.3)
+        moving = [t for (t, q), (_, then) in zip(self.sent[1:], self.sent, strict=False) if q != then]
+        return max(moving[-1] - since, 0.0)
+
+
+@pytest.fixture
+def graph(context):
+    graphs = []
+
+    def make(**parameters) -> Graph:
+        graphs.append(Graph(context, **parameters))
+        return graphs[-1]
+
+    yield make
+    for made in graphs:
+        made.close()
+
+
+@pytest.fixture
+def running(graph) -> Graph:
+    made = graph(enabled_at_start=True, instruction="put the marker in the pot")
+    return made.execute()
+
+
+def test_an_empty_instruction_is_refused(graph):
+    g = graph()
+    for text in ("", "  \n\t"):
+        response = g.instruct(text)
+        assert not response.success
+        assert "empty" in response.message
+    assert g.epoch == 0
+
+
+def test_an_instruction_starts_a_latched_epoch(graph, context):
+    g = graph()
+    before = time.time_ns()
+    response = g.instruct("  put the marker in the pot\n")
+    assert response.success
+    heard: dict[str, object] = {}
+    late = Node("late", context=context)
+    late.create_subscription(msg.Epoch, topics.EPOCH, lambda m: heard.update(epoch=m), topics.LATCHED_QOS)
+    late.create_subscription(String, topics.INSTRUCTION, lambda m: heard.update(text=m), topics.LATCHED_QOS)
+    g.spinner.add_node(late)
+    g.until(lambda: len(heard) == 2, "the latched epoch")
+    g.spinner.remove_node(late)
+    late.destroy_node()
+    assert heard["text"].data == heard["epoch"].instruction == "put the marker in the pot"
+    assert heard["epoch"].id > before
+    assert response.message == f"epoch {heard['epoch'].id}"
+    first = heard["epoch"].id
+    g.instruct("put the marker in the pot")
+    g.until(lambda: g.epoch > first, "a greater epoch")
+
+
+def test_enabling_is_refused_without_joint_states(graph):
+    g = graph()
+    g.joints_on = False
+    g.spin(0.2)
+    response = g.enable()
+    assert not response.success
+    assert "joint state" in response.message
+    assert g.last == (DISABLED, "disabled")
+    assert g.sent == []
+    g.joints_on = True
+    g.until(lambda: g.enable().success, "enabled")
+    g.until(lambda: g.last == (HOLDING, "no_instruction") and g.sent and g.commands)
+    np.testing.assert_allclose(g.sent[-1][1], RESET_JOINT_POSITIONS, atol=1e-12)
+    assert g.gripper == []
+    assert list(g.commands[-1].name) == list(PANDA.joint_names)
+    assert g.enable(False).success
+    count = len(g.sent)
+    g.spin(0.2)
+    assert len(g.sent) == count
+
+
+def test_another_robots_joint_states_are_named(graph):
+    g = graph(enabled_at_start=True)
+    g.joints_on = False
+    message = JointState(name=["shoulder", "elbow"], position=[0.0, 1.0])
+    g.joint_publisher.publish(message)
+    g.until(lambda: g.diagnostics.get("executor", {}).get("joint_states_foreign", "0") != "0", "a diagnostic")
+    assert g.diagnostics["executor"]["foreign_names"] == "shoulder, elbow"
+    assert g.last == (DISABLED, "awaiting_joint_state")
+    # Beside the arm's own they do no harm.
+    g.joints_on = True
+    g.until(lambda: g.last == (HOLDING, "no_instruction"))
+
+
+def test_commands_are_sent_and_published(running):
+    g = running
+    g.until(lambda: len(g.statuses) > 60 and g.commands and g.gripper)
+    assert list(g.commands[-1].name) == list(PANDA.state_names)
+    assert g.gripper[-1] == pytest.approx(0.8)
+    assert g.commands[-1].position[7] == pytest.approx(0.8)
+    stamps = {(m.header.stamp.sec, m.header.stamp.nanosec) for _, m in g.statuses}
+    assert all((m.header.stamp.sec, m.header.stamp.nanosec) in stamps for m in g.commands[:-1])
+    status = g.statuses[-1][1]
+    assert status.observation_sequence > 0
+    assert 0 <= status.step < 15
+    assert status.epoch == g.epoch
+
+
+def test_the_command_rate(running):
+    g = running
+    rates = []
+    # A machine that is busy with something else may spoil a window, not all of them.
+    while len(rates) < 10 and pytest.approx(100, rel=0.02) not in rates:
+        g.sent.clear()
+        g.spin(1.0)
+        rates.append((len(g.sent) - 1) / (g.sent[-1][0] - g.sent[0][0]))
+    assert pytest.approx(100, rel=0.02) in rates
+    g.until(lambda: "commands" in g.diagnostics)
+    assert float(g.diagnostics["commands"]["setting"]) == 100
+    assert float(g.diagnostics["commands"]["rate"]) > 50
+
+
+def test_nan_holds_until_a_good_chunk(running):
+    g = running
+    g.policy_on = False
+    since = time.monotonic()
+    g.chunk_publisher.publish(g.chunk(actions=array.array("f", [float("nan")] * 120)))
+    assert g.seconds_until_held(since) <= 0.3
+    assert g.last == (HOLDING, "non_finite")
+    g.node._diagnostics.publish()
+    g.until(lambda: g.diagnostics.get("executor", {}).get("chunks_non_finite") == "1", "a diagnostic")
+    assert g.levels["executor"] == b"\x02"
+    g.execute()
+
+
+@pytest.mark.parametrize("changes", [{"horizon": 14}, {"action_space": "torque"}, {"dt": 0.0}])
+def test_a_malformed_chunk_holds_until_a_good_one(running, changes):
+    g = running
+    g.policy_on = False
+    g.chunk_publisher.publish(g.chunk(**changes))
+    g.until(lambda: g.last == (HOLDING, "invalid_chunk"))
+    g.execute()
+
+
+def test_faults_hold_in_time(running):
+    g = running
+    times = {}
+    g.spin(1.0)
+    g.policy_on = False
+    times["policy killed"] = g.seconds_until_held(time.monotonic())
+    assert g.last == (HOLDING, "stale_chunk")
+    g.execute()
+    g.joints_on = False
+    times["joint states stopped"] = g.seconds_until_held(time.monotonic())
+    assert g.last == (HOLDING, "stale_joint_state")
+    g.joints_on = True
+    g.execute()
+    print(json.dumps(times))
+    assert all(seconds <= 0.3 for seconds in times.values()), times
+
+
+def test_nothing_of_an_old_epoch_moves_the_arm(running):
+    g = running
+    old = g.epoch
+    response = g.instruct("take it out again")
+    after = time.monotonic()
+    g.policy_on = False
+    new = int(response.message.split()[1])
+    g.until(lambda: g.epoch == new)
+    for _ in range(5):
+        g.chunk_publisher.publish(g.chunk(epoch=old))
+        g.spin(0.07)
+    later = [status for at, status in g.statuses if at > after and status.epoch == new]
+    assert later
+    assert all(status.state == HOLDING and status.reason == "waiting_for_chunk" for status in later)
+    g.execute()
+
+
+def test_joint_trajectories(graph):
+    g = graph(enabled_at_start=True, instruction="push", controller="joint_trajectory").execute()
+    g.until(lambda: any(len(t.points) == 2 for t in g.trajectories), "a trajectory in motion")
+    moving = next(t for t in g.trajectories if len(t.points) == 2)
+    assert list(moving.joint_names) == list(PANDA.joint_names)
+    assert (moving.header.stamp.sec, moving.header.stamp.nanosec) == (0, 0)
+    assert any(moving.points[0].velocities)
+    assert not any(moving.points[1].velocities)
+    assert moving.points[0].time_from_start.nanosec == 10_000_000
+    assert g.sent == []
+
+
+def test_a_gripper_action_without_its_package_says_so(context):
+    try:
+        import control_msgs.action  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        pytest.skip("control_msgs is installed")
+    with pytest.raises(ImportError, match="install ros-<distribution>-control-msgs"):
+        ExecutorNode(context=context, parameter_overrides=[Parameter("gripper_controller", value="gripper_command")])
+
+
+def test_a_misspelt_parameter_is_refused(context):
+    with pytest.raises(ParameterError, match="did you mean 'max_chunk_gap'"):
+        ExecutorNode(context=context, parameter_overrides=[Parameter("max_chunk_gab", value=0.2)])
