@@ -27,6 +27,7 @@ RECORDED_TOPICS = (
     "/instruction",
     "/joint_command",
     "/observation",
+    "/observation_status",
 )
 """Topics of the graph that a recording holds, beside those of sensors and controllers."""
 

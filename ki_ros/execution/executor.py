@@ -131,6 +131,7 @@ class Executor:
         self._measured: np.ndarray | None = None
         self._measured_ns = 0
         self._observed_ns: int | None = None
+        self._blind_ns: int | None = None
         self._previous = np.zeros(NUM_JOINTS)
         self._velocity = np.zeros(NUM_JOINTS)
         self._gripper: float | None = None
@@ -260,6 +261,18 @@ class Executor:
         self.chunks[refusal.value] += 1
         return refusal
 
+    def receive_observation_status(self, now_ns: int, age_ns: int, complete: bool) -> None:
+        """Takes notice of whether there was an observation `age_ns` ago. Without one the policy is blind: it holds.
+
+        Chunks keep coming for as long as an inference takes; those from before the refusal do not end the hold.
+        """
+        self._enter(now_ns)
+        if complete or age_ns > _ns(self.options.max_chunk_age):
+            return
+        self._blind_ns = now_ns - age_ns
+        if self.watchdog.fed:
+            self._fail(Reason.OBSERVATION_REFUSED)
+
     # The command
 
     def tick(self, now_ns: int) -> Tick:
@@ -368,6 +381,7 @@ class Executor:
             self.clock_jumps += 1
             self._measured = None
             self._observed_ns = None
+            self._blind_ns = None
             self._tick_ns = None
             self._forget_chunks()
         self._now_ns = now_ns
@@ -402,6 +416,8 @@ class Executor:
         if age_ns < -_ns(MAX_FUTURE):
             return ChunkRefusal.FUTURE
         if age_ns > _ns(self.options.max_chunk_age):
+            return ChunkRefusal.STALE
+        if self._blind_ns is not None and now_ns - age_ns <= self._blind_ns:
             return ChunkRefusal.STALE
         if self._observed_ns is not None and now_ns - age_ns <= self._observed_ns + _ns(_SAME_STAMP):
             return ChunkRefusal.OUT_OF_ORDER

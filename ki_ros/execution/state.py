@@ -55,6 +55,9 @@ class Reason(str, enum.Enum):
     GUARD_REFUSAL = "guard_refusal"
     """A row asked for a position too far from the arm's to be meant. Ends with a good chunk."""
 
+    OBSERVATION_REFUSED = "observation_refused"
+    """There was no observation, for want of a camera say. Ends with a good chunk from an observation after that."""
+
     STALE_JOINT_STATE = "stale_joint_state"
     """Joint states have stopped coming, or carry impossible stamps. Ends with a joint state and then a good chunk."""
 

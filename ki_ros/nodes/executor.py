@@ -190,6 +190,9 @@ class ExecutorNode(Node):
         )
         self._inputs = [
             self.create_subscription(msg.ActionChunk, topics.ACTION_CHUNK, self._on_chunk, topics.NEWEST_QOS),
+            self.create_subscription(
+                msg.ObservationStatus, topics.OBSERVATION_STATUS, self._on_observation_status, topics.NEWEST_QOS
+            ),
             self.create_service(SetInstruction, topics.SET_INSTRUCTION, self._on_set_instruction),
             self.create_service(SetBool, topics.ENABLE, self._on_enable),
         ]
@@ -262,6 +265,12 @@ class ExecutorNode(Node):
         else:
             self.get_logger().warning(f"chunk refused: {refusal.value}: {detail}", throttle_duration_sec=1.0)
         self._last_refusal = f"chunk: {refusal.value}: {detail}"
+
+    def _on_observation_status(self, message: msg.ObservationStatus) -> None:
+        age = self._age(stamps.from_message(message.header.stamp))
+        self._executor.receive_observation_status(self._now(), age, message.complete)
+        if not message.complete:
+            self._last_refusal = f"observation: {message.message}"
 
     # Services
 

@@ -27,12 +27,12 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from ki_ros import rig
 from ki_ros.images import ImageError, UnknownEncodingError, decompress, to_rgb
-from ki_ros.msg import Epoch, Observation
+from ki_ros.msg import Epoch, Observation, ObservationStatus
 from ki_ros.nodes.diagnostics import ERROR, OK, WARN, Diagnostics, Report
 from ki_ros.nodes.parameters import declare, parameter
 from ki_ros.nodes.run import pacing_clock, run, uses_sim_time
 from ki_ros.nodes.stamps import NANOSECONDS, to_message
-from ki_ros.nodes.topics import EPOCH, LATCHED_QOS, NEWEST_QOS, OBSERVATION, SENSOR_QOS
+from ki_ros.nodes.topics import EPOCH, LATCHED_QOS, NEWEST_QOS, OBSERVATION, OBSERVATION_STATUS, SENSOR_QOS
 from ki_ros.observation import (
     CdrError,
     JointRouter,
@@ -192,6 +192,7 @@ class ObservationNode(Node):
         self._cv_bridge: Any = None
 
         self._publisher = self.create_publisher(Observation, OBSERVATION, NEWEST_QOS)
+        self._status_publisher = self.create_publisher(ObservationStatus, OBSERVATION_STATUS, NEWEST_QOS)
         self._epoch_subscription = self.create_subscription(Epoch, EPOCH, self._on_epoch, LATCHED_QOS)
         group = _TakenByTheTick()
         for source in self._sources.values():
@@ -365,6 +366,7 @@ class ObservationNode(Node):
         reference = self.get_clock().now().nanoseconds
         self._take_all()
         result = self._sampler.sample(reference)
+        self._publish_status(reference, result)
         if isinstance(result, Refusal):
             self._refusal = result
             self._say(result)
@@ -393,6 +395,13 @@ class ObservationNode(Node):
         message.streams = list(sample.streams)
         message.ages = array.array("d", [sampled.age_ns / NANOSECONDS for sampled in sample.streams.values()])
         self._publisher.publish(message)
+
+    def _publish_status(self, reference: int, result: Sample | Refusal) -> None:
+        message = ObservationStatus(complete=isinstance(result, Sample))
+        message.header.stamp = to_message(reference)
+        if isinstance(result, Refusal):
+            message.reason, message.stream, message.message = result.reason.value, result.stream, result.message
+        self._status_publisher.publish(message)
 
     def _say(self, refusal: Refusal) -> None:
         now = time.monotonic()

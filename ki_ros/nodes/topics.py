@@ -6,6 +6,7 @@ Names of sensor and controller topics are parameters of the nodes that use them:
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 OBSERVATION = "observation"
+OBSERVATION_STATUS = "observation_status"
 ACTION_CHUNK = "action_chunk"
 INSTRUCTION = "instruction"
 EPOCH = "epoch"

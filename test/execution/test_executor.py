@@ -339,3 +339,26 @@ def test_gripper(make_bench, binarize, closedness, angle):
     bench.chunk([0] * 7 + [closedness])
     assert bench.tick().gripper == pytest.approx(angle)
     assert bench.run(2.0)[-1][1].gripper == pytest.approx(angle)  # held, too
+
+
+def test_a_refused_observation_holds_the_arm_until_a_chunk_from_after_it(make_bench):
+    bench = make_bench().start()
+    assert moves(bench.run(0.5, policy))
+    refused = bench.now
+    bench.executor.receive_observation_status(refused, 0, complete=False)
+    assert bench.tick().reason is Reason.OBSERVATION_REFUSED
+    # Inference on the last good observation may still be under way: its chunk is no evidence that the cameras are back.
+    assert bench.chunk(age=0.05) is ChunkRefusal.STALE
+    assert bench.tick().state is State.HOLDING
+    bench.now += 100 * MS
+    bench.joint_state()
+    bench.executor.receive_observation_status(bench.now, 0, complete=True)
+    assert bench.tick().reason is Reason.OBSERVATION_REFUSED
+    assert bench.chunk(age=0.05) is None
+    assert bench.tick().state is State.EXECUTING
+
+
+def test_a_refusal_before_the_first_chunk_is_no_fault(make_bench):
+    bench = make_bench().start()
+    bench.executor.receive_observation_status(bench.now, 0, complete=False)
+    assert bench.tick().reason is Reason.WAITING_FOR_CHUNK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -59,7 +60,7 @@ class Graph:
     """The node under test, a node with the drivers and a listener, spun in one thread."""
 
     def __init__(self, **parameters) -> None:
-        self.domain = random.randint(1, 100)
+        self.domain = free_domain()
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=self.domain)
         self.simulated_ns: int | None = None
@@ -154,6 +155,18 @@ class Graph:
         self.add("wrist", "/camera/wrist/image_raw", lambda: image(pixels(2)))
         self.add("arm", "/joint_states", lambda: joint_state(POSITIONS))
         self.add("gripper", "/gripper/joint_states", lambda: joint_state({GRIPPER_JOINT: 0.2}))
+
+
+def free_domain() -> int:
+    """A domain in which no other participant of this machine is: DDS would bind the port that belongs to it."""
+    while True:
+        domain = random.randint(1, 100)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", 7410 + 250 * domain))
+            except OSError:
+                continue
+        return domain
 
 
 def pixels(seed: int, height: int = 36, width: int = 64) -> np.ndarray:
