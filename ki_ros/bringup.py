@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,9 @@ from typing import Any
 import yaml
 
 from ki_ros import rig
+
+DIE_WITH_PARENT = "KI_ROS_DIE_WITH_PARENT"
+"""Environment variable: set for nodes that must end when the process that started them does."""
 
 NODE_NAMES = ("simulator", "observation", "policy", "executor")
 
@@ -43,7 +48,11 @@ def share_directory(name: str) -> Path:
         BringupError: it is nowhere; the message lists the places.
     """
     prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix]
-    roots = [Path(__file__).resolve().parents[1], *(Path(prefix, "share", "ki_ros") for prefix in prefixes if prefix)]
+    roots = [Path(prefix, "share", "ki_ros") for prefix in prefixes if prefix]
+    clone = Path(__file__).resolve().parents[1]
+    if (clone / "package.xml").is_file():
+        # Else it is site-packages, where a directory called launch or models is somebody else's.
+        roots.insert(0, clone)
     for root in roots:
         if (root / name).is_dir():
             return root / name
@@ -58,7 +67,7 @@ class Settings:
     """
 
     sim: bool = field(default=False, metadata={"help": "Start the simulated rig too"})
-    robot: str = field(default="panda", metadata={"help": f"Arm: {' or '.join(rig.ROBOTS)}"})
+    robot: str = field(default="", metadata={"help": f"Arm: {' or '.join(rig.ROBOTS)}"})
     preset: str = field(default="", metadata={"help": "Model preset"})
     checkpoint: str = field(default="", metadata={"help": "Checkpoint: a safetensors file or a directory"})
     norm_stats: str = field(default="", metadata={"help": "norm_stats.json, if not beside the checkpoint"})
@@ -104,7 +113,7 @@ def describe(settings: Settings) -> list[NodeDescription]:
     Raises:
         BringupError: an unknown robot, a parameter file that is missing or malformed, or one that names other nodes.
     """
-    if settings.robot not in rig.ROBOTS:
+    if settings.robot not in ("", *rig.ROBOTS):
         raise BringupError(f"robot {settings.robot!r} is not known; use one of {', '.join(rig.ROBOTS)}")
     params_file = _params_file(settings)
     check_params_file(params_file)
@@ -136,24 +145,33 @@ def check_params_file(path: Path) -> None:
             raise BringupError(f"params_file {str(path)!r}: no node is called {key!r}; {hint}")
         if not isinstance(value, dict) or set(value) != {"ros__parameters"}:
             raise BringupError(f"params_file {str(path)!r}: {key!r} must hold one mapping, ros__parameters")
+        if not isinstance(value["ros__parameters"], dict):
+            raise BringupError(f"params_file {str(path)!r}: {key!r} has no parameters; give it some, or remove it")
 
 
 def environment() -> dict[str, str]:
-    """Variables that the graph's processes need beside the present environment: the Fast DDS profile.
+    """Variables that the graph's processes need beside the present environment.
 
-    A profile that is already chosen stays.
+    The Fast DDS profile, unless one is chosen already; and that no node outlives what started it: an executor that is
+    left behind would go on moving the arm.
     """
-    chosen = {"FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"} & os.environ.keys()
-    return {} if chosen else {"FASTRTPS_DEFAULT_PROFILES_FILE": str(share_directory("config") / "fastdds.xml")}
+    variables = {DIE_WITH_PARENT: "1"}
+    if not {"FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"} & os.environ.keys():
+        variables["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(share_directory("config") / "fastdds.xml")
+    return variables
 
 
 def record_command(settings: Settings) -> list[str] | None:
     """The `ros2 bag record` command for `settings.record`, None where nothing is to be recorded.
 
     Sensor topics are those that the observation node is told to use.
+
+    Raises:
+        BringupError: rosbag2 is not installed.
     """
     if settings.record.lower() in ("", "false"):
         return None
+    _check_recorder(settings.record)
     sensors = sensor_topics(settings)
     output = [] if settings.record.lower() == "true" else ["--output", settings.record]
     use_sim_time = ["--use-sim-time"] if settings.sim else []
@@ -171,17 +189,40 @@ def record_command(settings: Settings) -> list[str] | None:
     ]
 
 
+def _check_recorder(record: str) -> None:
+    if shutil.which("ros2") is None or importlib.util.find_spec("ros2bag") is None:
+        raise BringupError(
+            f"record is {record!r}, but `ros2 bag` is not installed: "
+            "sudo apt install ros-$ROS_DISTRO-rosbag2 ros-$ROS_DISTRO-rosbag2-storage-mcap, or leave record empty"
+        )
+
+
 def sensor_topics(settings: Settings) -> list[str]:
     """Camera, joint and gripper topics of the observation node, from the parameter file and the settings."""
+    values = {
+        "joint_states_topic": "/joint_states",
+        "gripper_topic": "/gripper/joint_states",
+        **_file_parameters(settings, "observation"),
+        **_overrides("observation", settings),
+    }
+    keys = [*(f"{role.value}.topic" for role in rig.CameraRole), "joint_states_topic", "gripper_topic"]
+    return sorted({values[key] for key in keys if values.get(key)})
+
+
+def _file_parameters(settings: Settings, node: str) -> dict[str, Any]:
+    """What the parameter file says of a node, by dotted name."""
     content = yaml.safe_load(_params_file(settings).read_text(encoding="utf-8"))
-    values = content.get("observation", content.get("/observation", {})).get("ros__parameters", {})
-    chosen = _overrides("observation", settings)
-    topics = [
-        chosen.get(f"{role.value}.topic") or values.get(role.value, {}).get("topic", "") for role in rig.CameraRole
-    ]
-    for key, default in (("joint_states_topic", "/joint_states"), ("gripper_topic", "/gripper/joint_states")):
-        topics.append(chosen.get(key) or values.get(key, default))
-    return sorted({topic for topic in topics if topic})
+    values: dict[str, Any] = {}
+    for key in ("/**", "**", f"/{node}", node):
+        values |= _dotted(content.get(key, {}).get("ros__parameters", {}))
+    return values
+
+
+def _dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _params_file(settings: Settings) -> Path:
@@ -195,7 +236,8 @@ def _overrides(node: str, settings: Settings) -> dict[str, Any]:
     s = settings
     cameras = {role.value: getattr(s, f"{role.value}_topic") for role in rig.CameraRole}
     camera_topics = {f"{role}.topic": topic for role, topic in cameras.items()}
-    command_topic = "trajectory_topic" if s.controller == "joint_trajectory" else "arm_command_topic"
+    controller = s.controller or _file_parameters(s, "executor").get("controller")
+    command_topic = "trajectory_topic" if controller == "joint_trajectory" else "arm_command_topic"
     by_node = {
         "simulator": {
             "robot": s.robot,
@@ -243,9 +285,13 @@ def parse(values: dict[str, str]) -> Settings:
     """Settings from launch arguments, which are strings.
 
     Raises:
-        BringupError: sim is neither true nor false.
+        BringupError: a name that looks like a misspelt one, or sim is neither true nor false.
     """
+    known = [f.name for f in dataclasses.fields(Settings)]
+    for name in values:
+        if name not in known and (near := difflib.get_close_matches(name, known, n=1, cutoff=0.8)):
+            raise BringupError(f"no argument is called {name!r}; did you mean {near[0]!r}?")
     sim = values["sim"].strip().lower()
     if sim not in ("true", "false"):
         raise BringupError(f"sim is {values['sim']!r}; use true or false")
-    return Settings(**{**values, "sim": sim == "true"})
+    return Settings(**{**{name: values[name] for name in known if name in values}, "sim": sim == "true"})

@@ -11,35 +11,39 @@ from launch.actions import (
 )
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
-from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from ki_ros import bringup
 
 
 def _start(context):
-    settings = bringup.parse({name: LaunchConfiguration(name).perform(context) for name, _, _ in bringup.arguments()})
+    settings = bringup.parse(dict(context.launch_configurations))
     nodes = [
         Node(
             package="ki_ros",
             executable=description.name,
             name=description.name,
+            # Without it launch writes the settings below the wildcard /**, and the file's keys win over them.
+            namespace="/",
             parameters=[str(p) if not isinstance(p, dict) else p for p in description.parameters],
             output="screen",
         )
         for description in bringup.describe(settings)
     ]
-    # A graph with a part missing is no graph: if one process ends, all end, and the controllers hold the arm.
-    guards = [
-        RegisterEventHandler(
-            OnProcessExit(target_action=node, on_exit=[EmitEvent(event=Shutdown(reason="a node of the graph ended"))])
-        )
-        for node in nodes
-    ]
     record = bringup.record_command(settings)
-    recorder = [ExecuteProcess(cmd=record, output="screen")] if record else []
+    processes = [*nodes, ExecuteProcess(cmd=record, name="recorder", output="screen")] if record else nodes
+    guards = [RegisterEventHandler(OnProcessExit(target_action=process, on_exit=_ended)) for process in processes]
     variables = [SetEnvironmentVariable(name, value) for name, value in bringup.environment().items()]
-    return [*variables, *guards, *nodes, *recorder]
+    return [*variables, *guards, *processes]
+
+
+def _ended(event, context):
+    # A graph with a part missing is no graph: if one process ends, all end, and the controllers hold the arm.
+    reason = f"{event.process_name} ended with status {event.returncode}; everything is stopped"
+    if event.returncode and not context.is_shutdown:
+        # launch logs it, stops the other processes, and exits with 1. A Shutdown event would exit with 0.
+        raise RuntimeError(reason)
+    return [EmitEvent(event=Shutdown(reason=reason))]
 
 
 def generate_launch_description():

@@ -93,7 +93,8 @@ def test_every_setting_is_described():
     assert len(bringup.arguments()) == len(dataclasses.fields(Settings))
 
 
-def test_a_recording_holds_the_graph_and_the_sensors():
+def test_a_recording_holds_the_graph_and_the_sensors(monkeypatch):
+    monkeypatch.setattr(bringup, "_check_recorder", lambda _: None)
     assert bringup.record_command(Settings(sim=True)) is None
     assert bringup.record_command(Settings(sim=True, record="false")) is None
     command = bringup.record_command(Settings(sim=True, record="bags/one", wrist_topic="/w"))
@@ -105,11 +106,11 @@ def test_a_recording_holds_the_graph_and_the_sensors():
 def test_the_fast_dds_profile_is_chosen_unless_there_is_one(monkeypatch):
     for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
         monkeypatch.delenv(name, raising=False)
-    (profile,) = bringup.environment().values()
+    profile = bringup.environment()["FASTRTPS_DEFAULT_PROFILES_FILE"]
     segments = [int(e.text) for e in ElementTree.parse(profile).iter() if e.tag.endswith("segment_size")]
     assert max(segments) >= 3 * 1280 * 720 * 4, "three 720p frames must fit into shared memory"
     monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "/mine.xml")
-    assert bringup.environment() == {}
+    assert not any("PROFILES" in name for name in bringup.environment())
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.name != "droid_sim.yaml"], ids=lambda path: path.name)

@@ -138,7 +138,7 @@ def _troubles(monitor: Monitor) -> str:
 
 
 def _rollout(monitor: Monitor, settings: bringup.Settings, instruction: str, wall_seconds: float) -> Rollout:
-    robot = rig.robot(settings.robot)
+    robot = rig.robot(settings.robot or "panda")
     chunks = [deserialize_message(a.data, msg.ActionChunk) for a in monitor.chunks]
     commands = [deserialize_message(a.data, JointState) for a in monitor.commands]
     states = [deserialize_message(a.data, JointState) for a in monitor.joint_states]

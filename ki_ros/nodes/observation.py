@@ -32,7 +32,15 @@ from ki_ros.nodes.diagnostics import ERROR, OK, WARN, Diagnostics, Report
 from ki_ros.nodes.parameters import declare, parameter
 from ki_ros.nodes.run import pacing_clock, run, uses_sim_time
 from ki_ros.nodes.stamps import NANOSECONDS, to_message
-from ki_ros.nodes.topics import EPOCH, LATCHED_QOS, NEWEST_QOS, OBSERVATION, OBSERVATION_STATUS, SENSOR_QOS
+from ki_ros.nodes.topics import (
+    EPOCH,
+    JOINT_COMMAND,
+    LATCHED_QOS,
+    NEWEST_QOS,
+    OBSERVATION,
+    OBSERVATION_STATUS,
+    SENSOR_QOS,
+)
 from ki_ros.observation import (
     CdrError,
     JointRouter,
@@ -445,10 +453,12 @@ class ObservationNode(Node):
 
     def _near(self, source: _Source, topic: str) -> str:
         """The topics of that type that somebody publishes and that sound alike, as the end of a sentence."""
+        # Commands are joint states by type, but never measurements.
+        unfit = {topic, self.resolve_topic_name(JOINT_COMMAND)}
         others = [
             name
             for name, types in self.get_topic_names_and_types()
-            if source.type_name in types and name != topic and self.count_publishers(name)
+            if source.type_name in types and name not in unfit and self.count_publishers(name)
         ]
         if not others:
             return ""

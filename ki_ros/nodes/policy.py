@@ -10,18 +10,21 @@ import threading
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.serialization import deserialize_message
 
 from ki_ros import msg
-from ki_ros.chunk import ActionChunk, ChunkError
+from ki_ros.chunk import ActionChunk
 from ki_ros.nodes import diagnostics, stamps, topics
 from ki_ros.nodes.parameters import declare, parameter
 from ki_ros.nodes.run import run
-from ki_ros.policy import Policy, PolicyError
 from ki_ros.rig import CONTROL_HZ, ActionSpace, CameraRole
+
+if TYPE_CHECKING:
+    from ki_ros.policy import Policy
 
 
 @dataclass
@@ -87,6 +90,9 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Loads the model and runs it once, so that the first observation does not pay for what happens only once."""
         values = self.parameters
+        # Imported here: torch takes seconds, in which a wrong parameter would go unnoticed.
+        from ki_ros.policy import Policy, PolicyError
+
         try:
             if not values.checkpoint and not values.allow_untrained:
                 raise PolicyError(
@@ -183,7 +189,8 @@ class PolicyNode(LifecycleNode):
                 serialised, self._newest = self._newest, None
             try:
                 self._infer(serialised)
-            except (PolicyError, ChunkError) as error:
+            except ValueError as error:
+                # What the policy or the chunk refuses by name.
                 self._fail("refused", str(error))
             except Exception as error:
                 # Whatever it is (no memory left on the GPU, say), the arm holds for want of chunks, and it is said.

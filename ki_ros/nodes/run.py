@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -27,12 +30,25 @@ def pacing_clock(node: Node) -> Clock:
     return node.get_clock() if uses_sim_time(node) else Clock(clock_type=ClockType.STEADY_TIME)
 
 
+def _die_with_parent() -> None:
+    """Has the kernel send SIGTERM to this process when the one that started it ends, however it does (Linux)."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
 def run(create: Callable[[], Node]) -> None:
     """Creates the node and spins it. Does not return: ends the process with 0, or `STARTUP_FAILED` with a message.
 
     A node with threads of its own stops them in `destroy_node`.
     """
-    rclpy.init(args=sys.argv)
+    if os.environ.get("KI_ROS_DIE_WITH_PARENT"):
+        _die_with_parent()
+    try:
+        rclpy.init(args=sys.argv)
+    except RuntimeError as error:
+        # Arguments, or a parameter file, that rcl cannot read.
+        print(f"ki_ros: {error}", file=sys.stderr)
+        sys.exit(STARTUP_FAILED)
     try:
         node = create()
     except KeyboardInterrupt:
@@ -54,6 +70,8 @@ def run(create: Callable[[], Node]) -> None:
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
+        # Already stopping: a second SIGINT (a launch adds its own to the terminal's) must not interrupt that.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         spinner.remove_node(node)
         node.destroy_node()
         rclpy.try_shutdown()

@@ -71,6 +71,10 @@ class PacingOptions:
         headroom: share of the wall-clock time that rendering (or stepping) may take up.
         slow_down: time constant of a falling factor [s].
         speed_up: time constant of a rising factor [s].
+        busy_idle: share of the processors' time below which the machine counts as overloaded.
+        free_idle: share above which it can carry more; between the two the factor stays as it is.
+        busy_floor: factor below which busy processors do not push it: what keeps them busy may be no concern of ours.
+        busy_start: factor to begin with, until it is known how busy the processors are.
         slack: lateness that is caught up [s]; what is beyond it is given up.
         window: time over which the achieved factor is measured [s].
     """
@@ -80,6 +84,10 @@ class PacingOptions:
     headroom: float = 0.9
     slow_down: float = 0.3
     speed_up: float = 1.5
+    busy_idle: float = 0.12
+    free_idle: float = 0.22
+    busy_floor: float = 0.25
+    busy_start: float = 0.6
     slack: float = 0.05
     window: float = 3.0
 
@@ -97,10 +105,11 @@ class Pacer:
         self.factor = self.options.max_factor
         """Real-time factor that is aimed at now."""
         self.limited_by = ""
-        """What keeps the factor below its maximum: "rendering", "physics", or nothing."""
+        """What keeps the factor below its maximum: "rendering", "physics", "the processors", or nothing."""
         self._render_cost: dict[str, tuple[float, float]] = {}
         self._step_load = 0.0
         self._backlog = 0.0
+        self._by_processors = math.inf
         self._due = now
         self._now = now
         self._history: deque[tuple[float, float]] = deque([(now, 0.0)])
@@ -120,6 +129,24 @@ class Pacer:
     def set_backlog(self, periods: float) -> None:
         """The oldest picture that is not drawn yet is `periods` camera periods of simulated time old."""
         self._backlog = periods
+
+    def begin_busy(self) -> None:
+        """Takes the processors for busy until `set_idle` says otherwise, so that a graph can start beside this."""
+        self._by_processors = self.factor = min(self.options.busy_start, self.factor)
+
+    def set_idle(self, share: float) -> None:
+        """The processors, whoever used them, were idle for this share of the last moments.
+
+        What runs beside the simulation on the same machine and on its clock (the policy, say) must keep up as well. It
+        cannot be asked, but without idle time it surely does not. To be called about twice a second.
+        """
+        options = self.options
+        if share < options.busy_idle:
+            self._by_processors = max(0.92 * min(self._by_processors, self.factor), options.busy_floor)
+        elif share > options.free_idle and self._by_processors < math.inf:
+            self._by_processors *= 1.02 + 0.5 * (share - options.free_idle)
+            if self._by_processors > options.max_factor:
+                self._by_processors = math.inf
 
     def settle(self) -> None:
         """Takes the factor that the known costs allow at once, for a start that is neither too fast nor too slow."""
@@ -145,10 +172,10 @@ class Pacer:
             # The estimate was too low; the longer the queue, the slower, until it is short again.
             by_rendering = min(by_rendering, options.max_factor) / self._backlog
         by_stepping = options.headroom / self._step_load if self._step_load > 0 else math.inf
-        target = min(by_rendering, by_stepping, options.max_factor)
-        self.limited_by = ""
-        if target < options.max_factor:
-            self.limited_by = "rendering" if by_rendering <= by_stepping else "physics"
+        limits = {"rendering": by_rendering, "physics": by_stepping, "the processors": self._by_processors}
+        limit = min(limits, key=limits.__getitem__)
+        target = min(limits[limit], options.max_factor)
+        self.limited_by = limit if target < options.max_factor else ""
         constant = options.slow_down if target < self.factor else options.speed_up
         self.factor += (target - self.factor) * -math.expm1(-elapsed / constant)
         self.factor = min(max(self.factor, options.min_factor), options.max_factor)

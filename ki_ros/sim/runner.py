@@ -18,10 +18,15 @@ from typing import Protocol
 import numpy as np
 
 from ki_ros.rig import CameraRole
+from ki_ros.sim.machine import IdleShare
 from ki_ros.sim.pacing import Pacer, PacingOptions, Period, Schedule
 from ki_ros.sim.simulated_rig import NANOSECONDS_PER_STEP, STEPS_PER_SECOND, SimulatedRig
 
 _CLOCK = "clock"
+
+_IDLE_SECONDS = 0.5
+"""Wall-clock time between two looks at how busy the machine is [s]."""
+
 _STATE = "joint states"
 _WARM_UP = 3
 _STOP_SECONDS = 5.0
@@ -262,6 +267,9 @@ class Runner:
             pacer.settle()
             self._pacer = pacer
         schedule = Schedule(self._periods, self._rig.steps)
+        idle = IdleShare()
+        pacer.begin_busy()
+        idle_due = time.perf_counter() + _IDLE_SECONDS
         busy_since = time.perf_counter()
         while not self._stop.is_set():
             count = schedule.next_step() - self._rig.steps
@@ -270,6 +278,10 @@ class Runner:
             self._do_requests()
             simulated = count / STEPS_PER_SECOND
             now = time.perf_counter()
+            if now >= idle_due:
+                idle_due = now + _IDLE_SECONDS
+                if (share := idle.sample()) is not None:
+                    pacer.set_idle(share)
             due = self._pace(pacer, now, now - busy_since, simulated)
             # A pause is cut short only by the end, so its length is that of the schedule.
             if due > now:

@@ -207,3 +207,34 @@ def test_the_pace_is_said_once_and_again_when_it_changes():
     assert report.update(0.999, "") == "real time"
     assert report.update(0.96, "") is None
     assert describe(None, "") == "the real-time factor is not known yet"
+
+
+def paced(pacer: Pacer, start: float, seconds: float, idle) -> float:
+    """Advances a pacer in ticks, looking at the idle share twice a second; returns the time."""
+    now, looked = start, start
+    while now < start + seconds:
+        if now - looked >= 0.5:
+            looked = now
+            pacer.set_idle(idle(pacer.factor))
+        now = max(now, pacer.advance(now, TICK))
+    return now
+
+
+@given(load=st.floats(1.1, 3.0))
+@settings(max_examples=20, deadline=None)
+def test_simulated_time_slows_down_until_everything_on_the_machine_keeps_up(load):
+    """At a factor f the graph needs `load * f` of what the processors have."""
+    pacer = Pacer(0.0)
+    now = paced(pacer, 0.0, 30.0, lambda factor: max(0.0, 1 - load * factor))
+    assert pacer.factor * load <= 1.0
+    assert pacer.factor * load >= 0.75, "and no slower than that takes"
+    assert pacer.limited_by == "the processors"
+    paced(pacer, now, 60.0, lambda _: 0.5)
+    assert pacer.factor == pytest.approx(1.0, abs=0.02)
+    assert pacer.limited_by == ""
+
+
+def test_work_that_has_nothing_to_do_with_us_does_not_stop_time():
+    pacer = Pacer(0.0)
+    paced(pacer, 0.0, 60.0, lambda _: 0.0)
+    assert pacer.factor == pytest.approx(pacer.options.busy_floor, rel=0.05)
