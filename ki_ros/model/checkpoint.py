@@ -24,6 +24,7 @@ from ki_ros.model.config import ConfigError, KIConfig
 from ki_ros.model.model import KIModel
 
 WEIGHTS_FILE = "model.safetensors"
+OTHER_WEIGHTS_FILE = "weights.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
 
@@ -60,7 +61,8 @@ def load_checkpoint(
     The model is built without memory and takes over the tensors one by one, so the weights exist once.
 
     Args:
-        path: a safetensors file, or a directory that holds `model.safetensors` or its shards and their index.
+        path: a safetensors file, or a directory that holds `model.safetensors`, `weights.safetensors`, or
+            shards and their index.
         config: sizes of the model; read from `config.json` beside the weights when left out.
         device: where the weights go.
         dtype: to compute in, see `KIModel.parameter_dtype`. Tensors that have it in a file stay mapped from the disk.
@@ -151,8 +153,9 @@ def _weight_files(path: Path) -> list[Path]:
         raise CheckpointError(f"{path} does not exist; give a safetensors file or a directory that holds one")
     if path.is_file():
         return [path]
-    if (path / WEIGHTS_FILE).is_file():
-        return [path / WEIGHTS_FILE]
+    for name in (WEIGHTS_FILE, OTHER_WEIGHTS_FILE):
+        if (path / name).is_file():
+            return [path / name]
     index = path / INDEX_FILE
     if not index.is_file():
         raise CheckpointError(f"{path} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}; give a directory with either")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,11 +15,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: run scripts/setup")
 import rclpy
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-FAULTS: list[dict] = []
-"""Rows of the fault table, printed at the end of the run."""
+from waiting import FAULTS
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +58,6 @@ def spinner(domain):
     spinner = Spinner(domain)
     yield spinner
     spinner.stop()
-
-
-def wait(condition: Callable[[], object], what: str, timeout: float = 60.0, check: Callable[[], None] = lambda: None):
-    """Waits for a condition; fails with `what` when it does not come about in time."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        check()
-        assert time.monotonic() < deadline, f"no {what} within {timeout:g} s"
-        time.sleep(0.005)
-    return value
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import wait
 from safetensors.torch import save_file
+from waiting import wait
 
 pytestmark = [pytest.mark.graph, pytest.mark.usefixtures("domain")]
 

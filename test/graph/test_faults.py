@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import FAULTS, wait
 from fake_rig import FakeRig
+from waiting import FAULTS, wait
 
 from ki_ros import bringup
 from ki_ros.commands.processes import Graph
