@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -113,20 +112,11 @@ class Graph:
         process.popen.kill()
         process.popen.wait()
 
-    def pause(self, name: str) -> None:
-        """Stops a process in its tracks (SIGSTOP), as one that hangs."""
-        self._processes[name].popen.send_signal(signal.SIGSTOP)
-
-    def resume(self, name: str) -> None:
-        """Lets a paused process go on."""
-        self._processes[name].popen.send_signal(signal.SIGCONT)
-
     def stop(self) -> None:
         """Stops every process: first all but the executor, which holds the arm until the last."""
         order = sorted(self._processes.values(), key=lambda process: process.name == "executor")
         for process in order:
             if process.popen.poll() is None:
-                process.popen.send_signal(signal.SIGCONT)
                 process.popen.terminate()
         deadline = time.monotonic() + STOP_SECONDS
         for process in order:
