@@ -10,7 +10,6 @@ import difflib
 import importlib.util
 import os
 import shutil
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from ki_ros import rig
+from ki_ros.share import find_share
 
 DIE_WITH_PARENT = "KI_ROS_DIE_WITH_PARENT"
 """Environment variable: set for nodes that must end when the process that started them does."""
@@ -39,24 +39,6 @@ RECORDED_TOPICS = (
 
 class BringupError(ValueError):
     """Settings or a parameter file that cannot be started. The message names the key, the value and the fix."""
-
-
-def share_directory(name: str) -> Path:
-    """The directory `config`, `launch` or `models`: of the clone, else of the installation.
-
-    Raises:
-        BringupError: it is nowhere; the message lists the places.
-    """
-    prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix]
-    roots = [Path(prefix, "share", "ki_ros") for prefix in prefixes if prefix]
-    clone = Path(__file__).resolve().parents[1]
-    if (clone / "package.xml").is_file():
-        # Else it is site-packages, where a directory called launch or models is somebody else's.
-        roots.insert(0, clone)
-    for root in roots:
-        if (root / name).is_dir():
-            return root / name
-    raise BringupError(f"no directory {name!r} of ki_ros at {', '.join(map(str, roots))}; build or install the package")
 
 
 @dataclass(frozen=True)
@@ -157,7 +139,7 @@ def environment() -> dict[str, str]:
     """
     variables = {DIE_WITH_PARENT: "1"}
     if not {"FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"} & os.environ.keys():
-        variables["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(share_directory("config") / "fastdds.xml")
+        variables["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(find_share("config") / "fastdds.xml")
     return variables
 
 
@@ -228,7 +210,7 @@ def _dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _params_file(settings: Settings) -> Path:
     if settings.params_file:
         return Path(settings.params_file)
-    return share_directory("config") / ("droid_sim.yaml" if settings.sim else "droid_zed.yaml")
+    return find_share("config") / ("droid_sim.yaml" if settings.sim else "droid_zed.yaml")
 
 
 def _overrides(node: str, settings: Settings) -> dict[str, Any]:

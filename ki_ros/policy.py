@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,6 +21,7 @@ from ki_ros.model.prompt import PromptError, build_prompt, clean_instruction
 from ki_ros.model.tokenizer import PALIGEMMA_SOURCES, PromptTokenizer, TokenizerError
 from ki_ros.resize import resize_with_pad
 from ki_ros.rig import NUM_JOINTS, POLICY_SLOTS, STATE_DIM, ActionSpace, CameraRole
+from ki_ros.share import find_share
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +35,15 @@ class PolicyError(ValueError):
 
 
 def model_directory(preset: str) -> Path:
-    """The directory `models/<preset>` with the files that ship for a preset: in the clone, else in an installation.
+    """The directory `models/<preset>` with the files that ship for a preset.
 
     Raises:
         PolicyError: nothing ships for that preset; the message lists the places.
     """
-    prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix]
-    roots = [Path(__file__).resolve().parents[1], *(Path(prefix, "share", "ki_ros") for prefix in prefixes if prefix)]
-    places = [root / "models" / preset for root in roots]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise PolicyError(f"no files ship for preset {preset!r}; looked at {', '.join(map(str, places))}")
+    try:
+        return find_share("models", preset)
+    except FileNotFoundError as error:
+        raise PolicyError(f"no files ship for preset {preset!r}: {error}") from error
 
 
 class Policy:

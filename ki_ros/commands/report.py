@@ -21,8 +21,8 @@ FRAMES = 8
 def draw(rollout: Rollout, path: Path) -> None:
     """Writes the picture as PNG."""
     start = rollout.command_times[0] if len(rollout.command_times) else rollout.observation_times[0]
-    figure = plt.figure(figsize=(14, 14), layout="constrained")
-    grid = figure.add_gridspec(5, 1, height_ratios=(3.4, 3, 0.9, 1.1, 1.7))
+    figure = plt.figure(figsize=(14, 13), layout="constrained")
+    grid = figure.add_gridspec(5, 1, height_ratios=(2.8, 3, 0.9, 1.1, 1.7))
     _cameras(figure, grid[0], rollout, start)
     joints = figure.add_subplot(grid[1])
     _joints(joints, rollout, start)
