@@ -49,30 +49,26 @@ def run(create: Callable[[], Node]) -> None:
         # Arguments, or a parameter file, that rcl cannot read.
         print(f"ki_ros: {error}", file=sys.stderr)
         sys.exit(STARTUP_FAILED)
+    node = None
     try:
         node = create()
-    except KeyboardInterrupt:
-        rclpy.try_shutdown()
-        sys.exit(0)
-    except Exception as error:
-        if not rclpy.ok():
-            # Stopped by a signal before it had started; what failed then failed for want of a context.
-            sys.exit(0)
-        if not isinstance(error, (ValueError, OSError, ImportError, RuntimeError)):
-            raise
-        rclpy.logging.get_logger("ki_ros").fatal(f"{type(error).__name__}: {error}")
-        rclpy.try_shutdown()
-        sys.exit(STARTUP_FAILED)
-    spinner = SingleThreadedExecutor()
-    spinner.add_node(node)
-    try:
+        spinner = SingleThreadedExecutor()
+        spinner.add_node(node)
         spinner.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception as error:
+        # Once a signal has shut ROS down, anything may fail for want of it, and means nothing.
+        if rclpy.ok():
+            if node is not None or not isinstance(error, (ValueError, OSError, ImportError, RuntimeError)):
+                raise
+            rclpy.logging.get_logger("ki_ros").fatal(f"{type(error).__name__}: {error}")
+            rclpy.try_shutdown()
+            sys.exit(STARTUP_FAILED)
     finally:
         # Already stopping: a second SIGINT (a launch adds its own to the terminal's) must not interrupt that.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        spinner.remove_node(node)
-        node.destroy_node()
+        if node is not None:
+            node.destroy_node()
         rclpy.try_shutdown()
     sys.exit(0)

@@ -107,7 +107,7 @@ def test_a_wrong_setting_stops_the_graph_and_is_named(tmp_path, arguments, messa
     output = finish(process, 60.0)
     assert process.returncode == 1, output
     assert message in output
-    assert "Traceback" not in output
+    assert "Traceback" not in output, output
     assert time.monotonic() - started < 60.0
 
 
