@@ -22,6 +22,9 @@ from ki_ros.share import find_share
 DIE_WITH_PARENT = "KI_ROS_DIE_WITH_PARENT"
 """Environment variable: set for nodes that must end when the process that started them does."""
 
+_DISCOVERY = {"ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER"}
+"""Environment variables by which a person decides which machines see each other."""
+
 NODE_NAMES = ("simulator", "observation", "policy", "executor")
 
 RECORDED_TOPICS = (
@@ -131,15 +134,18 @@ def check_params_file(path: Path) -> None:
             raise BringupError(f"params_file {str(path)!r}: {key!r} has no parameters; give it some, or remove it")
 
 
-def environment() -> dict[str, str]:
+def environment(*, sim: bool) -> dict[str, str]:
     """Variables that the graph's processes need beside the present environment.
 
-    The Fast DDS profile, unless one is chosen already; and that no node outlives what started it: an executor that is
-    left behind would go on moving the arm.
+    The Fast DDS profile, unless one is chosen already; that no node outlives what started it, as an executor that is left
+    behind would go on moving the arm; and that a simulation is seen on this machine only, unless discovery is
+    configured, as its commands have the names of a real arm's.
     """
     variables = {DIE_WITH_PARENT: "1"}
     if not {"FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"} & os.environ.keys():
         variables["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(find_share("config") / "fastdds.xml")
+    if sim and not _DISCOVERY & os.environ.keys():
+        variables["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     return variables
 
 

@@ -33,7 +33,7 @@ def _start(context):
     record = bringup.record_command(settings)
     processes = [*nodes, ExecuteProcess(cmd=record, name="recorder", output="screen")] if record else nodes
     guards = [RegisterEventHandler(OnProcessExit(target_action=process, on_exit=_ended)) for process in processes]
-    variables = [SetEnvironmentVariable(name, value) for name, value in bringup.environment().items()]
+    variables = [SetEnvironmentVariable(name, value) for name, value in bringup.environment(sim=settings.sim).items()]
     return [*variables, *guards, *processes]
 
 

@@ -106,14 +106,23 @@ def test_a_recording_holds_the_graph_and_the_sensors(monkeypatch):
 def test_the_fast_dds_profile_is_chosen_unless_there_is_one(monkeypatch):
     for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
         monkeypatch.delenv(name, raising=False)
-    profile = bringup.environment()["FASTRTPS_DEFAULT_PROFILES_FILE"]
+    profile = bringup.environment(sim=False)["FASTRTPS_DEFAULT_PROFILES_FILE"]
     segments = [int(e.text) for e in ElementTree.parse(profile).iter() if e.tag.endswith("segment_size")]
     assert max(segments) >= 3 * 1280 * 720 * 4, "three 720p frames must fit into shared memory"
     monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "/mine.xml")
-    assert not any("PROFILES" in name for name in bringup.environment())
+    assert not any("PROFILES" in name for name in bringup.environment(sim=False))
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.name != "droid_sim.yaml"], ids=lambda path: path.name)
 def test_no_configuration_for_a_real_rig_starts_enabled(config):
     values = yaml.safe_load(config.read_text())
     assert not values.get("executor", {}).get("ros__parameters", {}).get("enabled_at_start", False)
+
+
+def test_a_simulation_stays_on_this_machine_unless_discovery_is_configured(monkeypatch):
+    for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER"):
+        monkeypatch.delenv(name, raising=False)
+    assert bringup.environment(sim=True)["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
+    assert "ROS_AUTOMATIC_DISCOVERY_RANGE" not in bringup.environment(sim=False)
+    monkeypatch.setenv("ROS_STATIC_PEERS", "10.0.0.2")
+    assert "ROS_AUTOMATIC_DISCOVERY_RANGE" not in bringup.environment(sim=True)

@@ -66,9 +66,8 @@ def demo(*, seconds: float, output: Path, instruction: str, preset: str, checkpo
 
 def _isolate() -> None:
     """Keeps the demonstration off other people's graphs: this machine only, and a domain of its own."""
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     os.environ.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randrange(1, 102)))
-    os.environ.update(bringup.environment())
+    os.environ.update(bringup.environment(sim=True))
 
 
 def _run(settings: bringup.Settings, seconds: float, output: Path, instruction: str) -> Rollout:

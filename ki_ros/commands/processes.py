@@ -45,7 +45,7 @@ class Graph:
         self._directory = directory
         self._echo = echo
         self._descriptions = bringup.describe(settings)
-        self._environment = {**os.environ, **bringup.environment(), "PYTHONUNBUFFERED": "1"}
+        self._environment = {**os.environ, **bringup.environment(sim=settings.sim), "PYTHONUNBUFFERED": "1"}
         self._processes: dict[str, _Process] = {}
 
     def __enter__(self) -> Graph:

@@ -41,7 +41,7 @@ def replay(*, path: Path, episode: int, set_instruction: bool, json: Path | None
     recording = Episode.load(path, episode)
     if not recording.image_files:
         raise ReplayError(f"{recording.name} has no images below {path / 'images'}; nothing is made up for them")
-    os.environ.update(bringup.environment())
+    os.environ.update(bringup.environment(sim=False))
     rclpy.init()
     try:
         node = ReplayNode(recording, rig.robot(robot))

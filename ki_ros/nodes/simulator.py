@@ -36,6 +36,9 @@ from ki_ros.sim.runner import Runner, RunnerOptions
 _STATE_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.RELIABLE)
 _RESET_SECONDS = 2.0
 
+_LOOKS = 5
+"""Seconds after the start in which the node looks for a rig beside it; discovery takes less."""
+
 
 @dataclass
 class Exterior1Parameters:
@@ -113,6 +116,7 @@ class SimulatorNode(Node):
         self._last_refusal = ""
         self._failure: Exception | None = None
         self._runner: Runner | None = None
+        self._looks = 0
         self._create_publishers()
         simulated = sim.SimulatedRig(
             p.seed,
@@ -227,6 +231,19 @@ class SimulatorNode(Node):
             self._failure = error
             self._failed.trigger()
 
+    def _refuse_company(self) -> None:
+        """Ends the node if somebody else publishes joint states: commands for the simulation would move that arm."""
+        topic = self.resolve_topic_name(self._p.joint_states_topic)
+        me = (self.get_name(), self.get_namespace())
+        for publisher in self.get_publishers_info_by_topic(topic):
+            other = (publisher.node_name, publisher.node_namespace)
+            if other != me:
+                self._failure = RuntimeError(
+                    f"node {other[0]!r} publishes {topic} too: a simulation beside a rig would move that rig's arm; "
+                    "stop it, or simulate on another ROS_DOMAIN_ID"
+                )
+                self._failed.trigger()
+
     def _raise_failure(self) -> None:
         if self._failure is not None:
             self.get_logger().fatal(f"the simulation ended: {self._failure}")
@@ -292,6 +309,9 @@ class SimulatorNode(Node):
     # Reports
 
     def _say_pace(self) -> None:
+        self._looks += 1
+        if self._looks <= _LOOKS:
+            self._refuse_company()
         status = self._runner.status()
         sentence = self._pace_report.update(status.measured, status.limited_by)
         if sentence is not None:

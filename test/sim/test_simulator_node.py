@@ -258,3 +258,26 @@ def test_a_bad_parameter_ends_it_with_a_clear_error(domain, arguments, message):
     assert result.returncode != 0
     assert message in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
+
+
+def test_it_does_not_run_beside_a_rig():
+    domain = random.SystemRandom().randrange(1, 102)
+    context = rclpy.Context()
+    context.init(domain_id=domain)
+    driver = rclpy.create_node("franka_driver", context=context)
+    driver.create_publisher(JointState, "/joint_states", 10)
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "ki_ros.nodes.simulator", "--ros-args", *SMALL],
+            env=os.environ | {"ROS_DOMAIN_ID": str(domain)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+    finally:
+        driver.destroy_node()
+        context.shutdown()
+    assert process.returncode != 0
+    assert "'franka_driver' publishes /joint_states too" in process.stdout + process.stderr
