@@ -137,7 +137,7 @@ def check_params_file(path: Path) -> None:
 def environment(*, sim: bool) -> dict[str, str]:
     """Variables that the graph's processes need beside the present environment.
 
-    The Fast DDS profile, unless one is chosen already; that no node outlives what started it, as an executor that is left
+    The Fast DDS profile, unless one is chosen already; that no node outlives what started it, as an executor left
     behind would go on moving the arm; and that a simulation is seen on this machine only, unless discovery is
     configured, as its commands have the names of a real arm's.
     """

@@ -29,6 +29,8 @@ class Demo:
     """Checkpoint; empty: untrained weights."""
     params_file: str = ""
     """Parameter file; empty: config/droid_sim.yaml."""
+    json: Path | None = None
+    """Write the figures to this file too."""
 
 
 @dataclass
@@ -79,6 +81,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     try:
         sys.exit(_run(command))
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
         Console(stderr=True).print(f"[red]ki-ros:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)

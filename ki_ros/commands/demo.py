@@ -40,8 +40,17 @@ class DemoError(RuntimeError):
     """The demonstration did not come about; the message says at which step and where to look."""
 
 
-def demo(*, seconds: float, output: Path, instruction: str, preset: str, checkpoint: str, params_file: str) -> int:
-    """Runs the demonstration; returns the exit status. Arguments as in `ki_ros.cli.Demo`.
+def demo(
+    *,
+    seconds: float,
+    output: Path,
+    instruction: str,
+    preset: str,
+    checkpoint: str,
+    params_file: str,
+    json: Path | None,
+) -> int:
+    """Runs the demonstration; returns the exit status, 1 if a limit was violated. Arguments as in `ki_ros.cli.Demo`.
 
     Raises:
         DemoError, GraphError, BringupError: the graph did not start or did not go on to the end.
@@ -59,8 +68,13 @@ def demo(*, seconds: float, output: Path, instruction: str, preset: str, checkpo
 
     write_json(output / "report.json", values)
     write_atomically(output / "report.png", lambda path: draw(rollout, path))
+    if json is not None:
+        write_json(json, values)
     _print(values)
     console.print(f"wrote {output / 'report.json'} and {output / 'report.png'}")
+    if values["limit_violations"]:
+        console.print(f"[red]{values['limit_violations']} samples lie beyond a limit of the arm[/]")
+        return 1
     return 0
 
 

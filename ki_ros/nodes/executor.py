@@ -9,30 +9,26 @@ from __future__ import annotations
 import array
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rclpy.action import ActionClient
-from rclpy.callback_groups import CallbackGroup
-from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray, String
+from std_msgs.msg import String
 from std_srvs.srv import SetBool
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from ki_ros import chunk, msg, rig
 from ki_ros.execution import executor as execution
-from ki_ros.execution.adapter import OnChange, TrajectoryAdapter
 from ki_ros.execution.guard import GuardOptions
 from ki_ros.execution.state import ChunkRefusal, Reason, State
 from ki_ros.nodes import stamps, topics
+from ki_ros.nodes.controllers import ARMS, GRIPPERS
 from ki_ros.nodes.diagnostics import ERROR, OK, WARN, Diagnostics, Report
 from ki_ros.nodes.parameters import declare, parameter
+from ki_ros.nodes.polling import subscribe_polled, take_waiting
 from ki_ros.nodes.run import pacing_clock, run
 from ki_ros.srv import SetInstruction
 
@@ -176,18 +172,11 @@ class ExecutorNode(Node):
         self._instruction_publisher = self.create_publisher(String, topics.INSTRUCTION, topics.LATCHED_QOS)
         self._command_publisher = self.create_publisher(JointState, topics.JOINT_COMMAND, topics.COMMAND_QOS)
         self._status_publisher = self.create_publisher(msg.ExecutorStatus, topics.EXECUTOR_STATUS, topics.COMMAND_QOS)
-        self._send_arm = (_ForwardArm if p.controller == "forward_command" else _TrajectoryArm)(self, self._executor)
-        self._send_gripper = _GRIPPERS[p.gripper_controller](self)
+        self._send_arm = ARMS[p.controller](self, self._executor)
+        self._send_gripper = GRIPPERS[p.gripper_controller](self)
 
     def _create_inputs(self) -> None:
-        self._joint_states = self.create_subscription(
-            JointState,
-            self.parameters.joint_states_topic,
-            _never_called,
-            _JOINT_STATE_QOS,
-            callback_group=_PolledGroup(),
-            raw=True,
-        )
+        self._joint_states = subscribe_polled(self, JointState, self.parameters.joint_states_topic, _JOINT_STATE_QOS)
         self._inputs = [
             self.create_subscription(msg.ActionChunk, topics.ACTION_CHUNK, self._on_chunk, topics.NEWEST_QOS),
             self.create_subscription(
@@ -211,14 +200,7 @@ class ExecutorNode(Node):
         The states are fetched when they are needed rather than delivered as they come, because waking up for each of a
         driver's thousand a second would take most of a core.
         """
-        waiting: deque[bytes] = deque(maxlen=_JOINT_STATE_QOS.depth)
-        with self._joint_states.handle:
-            # Bounded, so that a publisher that is faster than this loop cannot keep it here.
-            for _ in range(2 * _JOINT_STATE_QOS.depth):
-                taken = self._joint_states.handle.take_message(JointState, True)
-                if taken is None:
-                    break
-                waiting.append(taken[0])
+        waiting = [raw for raw, _ in take_waiting(self._joint_states, JointState)]
         while waiting:
             state = deserialize_message(waiting.pop(), JointState)
             index = {name: i for i, name in enumerate(state.name)}
@@ -437,148 +419,11 @@ class ExecutorNode(Node):
 _BROKEN = frozenset({ChunkRefusal.NON_FINITE.value, ChunkRefusal.INVALID.value, ChunkRefusal.FUTURE.value})
 
 
-class _PolledGroup(CallbackGroup):
-    """For a subscription that the node takes from itself: whoever spins the node does not wait for it."""
-
-    def can_execute(self, entity) -> bool:  # noqa: ARG002
-        return False
-
-    def beginning_execution(self, entity) -> bool:  # noqa: ARG002
-        return False
-
-    def ending_execution(self, entity) -> None:
-        pass
-
-
-def _never_called(_message: bytes) -> None:
-    raise AssertionError("the executor polls its joint states")
-
-
 def _action_space(name: str) -> rig.ActionSpace:
     try:
         return rig.ActionSpace.parse(name)
     except ValueError as error:
         raise chunk.ChunkError(str(error)) from None
-
-
-class _ForwardArm:
-    """Joint positions for a forward_command_controller."""
-
-    def __init__(self, node: ExecutorNode, _executor: execution.Executor) -> None:
-        self.topic = node.parameters.arm_command_topic
-        self._publisher = node.create_publisher(Float64MultiArray, self.topic, topics.COMMAND_QOS)
-
-    @property
-    def subscribers(self) -> int:
-        return self._publisher.get_subscription_count()
-
-    def __call__(self, tick: execution.Tick) -> None:
-        self._publisher.publish(Float64MultiArray(data=_doubles(tick.positions)))
-
-
-class _TrajectoryArm:
-    """Short trajectories for a joint_trajectory_controller."""
-
-    def __init__(self, node: ExecutorNode, executor: execution.Executor) -> None:
-        p = node.parameters
-        self.topic = p.trajectory_topic
-        self._names = list(executor.robot.joint_names)
-        self._adapter = TrajectoryAdapter(executor.guard, 1.0 / p.command_rate, p.trajectory_stop_time)
-        self._publisher = node.create_publisher(JointTrajectory, self.topic, topics.COMMAND_QOS)
-
-    @property
-    def subscribers(self) -> int:
-        return self._publisher.get_subscription_count()
-
-    def __call__(self, tick: execution.Tick) -> None:
-        # The stamp stays zero: the trajectory begins on reception, whatever the controller's clock shows.
-        message = JointTrajectory(joint_names=self._names)
-        message.points = [
-            JointTrajectoryPoint(
-                positions=_doubles(point.positions),
-                velocities=_doubles(point.velocities),
-                time_from_start=Duration(seconds=point.time_from_start).to_msg(),
-            )
-            for point in self._adapter.points(tick.positions, tick.velocities)
-        ]
-        self._publisher.publish(message)
-
-
-class _ForwardGripper:
-    """The knuckle's angle for a forward_command_controller."""
-
-    def __init__(self, node: ExecutorNode) -> None:
-        topic = node.parameters.gripper_command_topic
-        self._publisher = node.create_publisher(Float64MultiArray, topic, topics.COMMAND_QOS)
-
-    def __call__(self, angle: float | None) -> None:
-        if angle is not None:
-            self._publisher.publish(Float64MultiArray(data=[angle]))
-
-
-class _NoGripper:
-    """The gripper is somebody else's."""
-
-    def __init__(self, _node: ExecutorNode) -> None:
-        pass
-
-    def __call__(self, angle: float | None) -> None:
-        pass
-
-
-class _ActionGripper:
-    """Goals for a gripper action, one for each change of the angle. control_msgs is needed only here."""
-
-    def __init__(self, node: ExecutorNode) -> None:
-        p = node.parameters
-        try:
-            from control_msgs import action
-        except ImportError as error:
-            raise ImportError(
-                f"gripper_controller {p.gripper_controller!r} needs the package control_msgs ({error}); install "
-                f"ros-<distribution>-control-msgs, or set gripper_controller to forward_command or none"
-            ) from error
-        parallel = p.gripper_controller == "parallel_gripper_command"
-        name = "ParallelGripperCommand" if parallel else "GripperCommand"
-        if not hasattr(action, name):
-            raise ImportError(f"this control_msgs has no action {name}; set gripper_controller to another one")
-        self._action = getattr(action, name)
-        self._goal = self._parallel_goal if parallel else self._single_goal
-        self._effort = p.gripper_max_effort
-        self._client = ActionClient(node, self._action, p.gripper_action)
-        self._on_change = OnChange()
-
-    def __call__(self, angle: float | None) -> None:
-        # A goal that finds no server is lost; it must not count as sent.
-        if angle is not None and not self._client.server_is_ready():
-            return
-        if self._on_change.passes(angle):
-            self._client.send_goal_async(self._goal(angle))
-
-    def _single_goal(self, angle: float):
-        goal = self._action.Goal()
-        goal.command.position = angle
-        goal.command.max_effort = self._effort
-        return goal
-
-    def _parallel_goal(self, angle: float):
-        goal = self._action.Goal()
-        goal.command.name = [rig.GRIPPER_JOINT]
-        goal.command.position = [angle]
-        goal.command.effort = [self._effort]
-        return goal
-
-
-_GRIPPERS: dict[str, Callable[[ExecutorNode], Callable[[float | None], None]]] = {
-    "forward_command": _ForwardGripper,
-    "gripper_command": _ActionGripper,
-    "parallel_gripper_command": _ActionGripper,
-    "none": _NoGripper,
-}
-
-
-def _doubles(values: np.ndarray) -> array.array:
-    return array.array("d", values.tobytes())
 
 
 def main() -> None:

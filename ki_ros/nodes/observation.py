@@ -18,7 +18,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
@@ -30,6 +29,7 @@ from ki_ros.images import ImageError, UnknownEncodingError, decompress, to_rgb
 from ki_ros.msg import Epoch, Observation, ObservationStatus
 from ki_ros.nodes.diagnostics import ERROR, OK, WARN, Diagnostics, Report
 from ki_ros.nodes.parameters import declare, parameter
+from ki_ros.nodes.polling import subscribe_polled, take_waiting
 from ki_ros.nodes.run import pacing_clock, run, uses_sim_time
 from ki_ros.nodes.stamps import NANOSECONDS, to_message
 from ki_ros.nodes.topics import (
@@ -126,23 +126,6 @@ class Parameters:
         return {role: camera for role, camera in every.items() if camera.topic}
 
 
-class _TakenByTheTick(CallbackGroup):
-    """Keeps the executor away from its entities: nothing of them is in the wait set, no message wakes the process.
-
-    That holds for the subscriptions' events too: while a message is waiting to be taken, an event handler in the wait
-    set would wake it again and again.
-    """
-
-    def can_execute(self, entity: Any) -> bool:  # noqa: ARG002
-        return False
-
-    def beginning_execution(self, entity: Any) -> bool:  # noqa: ARG002
-        return False
-
-    def ending_execution(self, entity: Any) -> None:
-        pass
-
-
 @dataclass
 class _Source:
     """A subscription, and what is known about what came in through it.
@@ -202,11 +185,8 @@ class ObservationNode(Node):
         self._publisher = self.create_publisher(Observation, OBSERVATION, NEWEST_QOS)
         self._status_publisher = self.create_publisher(ObservationStatus, OBSERVATION_STATUS, NEWEST_QOS)
         self._epoch_subscription = self.create_subscription(Epoch, EPOCH, self._on_epoch, LATCHED_QOS)
-        group = _TakenByTheTick()
         for source in self._sources.values():
-            source.subscription = self.create_subscription(
-                source.type, source.topic, _never_called, source.qos, callback_group=group, raw=True
-            )
+            source.subscription = subscribe_polled(self, source.type, source.topic, source.qos)
         self._tick_timer = self.create_timer(1.0 / p.rate, self.tick, clock=pacing_clock(self))
         components = {"observation": self._report_observation}
         components |= {name: self._stream_reporter(name) for name in self._source_of}
@@ -308,14 +288,7 @@ class ObservationNode(Node):
         by_header = self._p.stamp_source == "header"
         simulated = uses_sim_time(self)
         for source in self._sources.values():
-            subscription = source.subscription
-            # Bounded, so that a publisher that is faster than this loop cannot hold it forever.
-            for _ in range(2 * source.qos.depth):
-                with subscription.handle:
-                    taken = subscription.handle.take_message(source.type, True)
-                if taken is None:
-                    break
-                raw, info = taken
+            for raw, info in take_waiting(source.subscription, source.type):
                 # The middleware's time of arrival is system time, of no use beside simulated stamps.
                 arrival = 0 if simulated else info["received_timestamp"]
                 arrival = arrival or self.get_clock().now().nanoseconds
@@ -543,10 +516,6 @@ def _queue(depth: int) -> QoSProfile:
 
 def _ns(seconds: float) -> int:
     return round(seconds * NANOSECONDS)
-
-
-def _never_called(_message: bytes) -> None:
-    raise AssertionError("messages are taken by the tick")
 
 
 def keep_freed_memory() -> None:

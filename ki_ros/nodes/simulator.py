@@ -24,6 +24,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMessage
 
 from ki_ros import rig, sim
+from ki_ros.nodes.arrays import doubles
 from ki_ros.nodes.diagnostics import ERROR, OK, WARN, Diagnostics, Report
 from ki_ros.nodes.parameters import declare, parameter
 from ki_ros.nodes.run import run
@@ -200,9 +201,9 @@ class SimulatorNode(Node):
         message = JointState()
         message.header.stamp = to_message(simulated.time_ns)
         message.name = list(self._robot.joint_names)
-        message.position = _doubles(simulated.joint_positions)
-        message.velocity = _doubles(simulated.joint_velocities)
-        message.effort = _doubles(simulated.joint_torques)
+        message.position = doubles(simulated.joint_positions)
+        message.velocity = doubles(simulated.joint_velocities)
+        message.effort = doubles(simulated.joint_torques)
         self._joint_publisher.publish(message)
         gripper = JointState()
         gripper.header.stamp = message.header.stamp
@@ -340,10 +341,6 @@ class SimulatorNode(Node):
         if self._refused:
             return Report(WARN, f"refused: {self._last_refusal}", {"refused": self._refused})
         return Report(OK, "none refused", {"refused": 0})
-
-
-def _doubles(values: np.ndarray) -> array.array:
-    return array.array("d", values.tobytes())
 
 
 def main() -> None:
