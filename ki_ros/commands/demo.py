@@ -17,7 +17,7 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
 from rclpy.serialization import deserialize_message
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sensor_msgs.msg import JointState
 
@@ -85,9 +85,10 @@ def _isolate() -> None:
 
 
 def _run(settings: bringup.Settings, seconds: float, output: Path, instruction: str) -> Rollout:
-    progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
+    progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
+    console.print(f"ROS domain {os.environ['ROS_DOMAIN_ID']}")
     with _monitor(seconds) as monitor, Graph(settings, output / "logs") as graph, progress:
-        step = progress.add_task("starting simulator, observation, policy and executor")
+        step = progress.add_task("starting simulator, observation, policy and executor", total=None)
 
         def wait(condition: Callable[[], bool], what: str, timeout: float) -> None:
             progress.update(step, description=f"waiting for {what}")
@@ -103,10 +104,15 @@ def _run(settings: bringup.Settings, seconds: float, output: Path, instruction: 
         if not answer.success:
             raise DemoError(f"the instruction {instruction!r} was refused: {answer.message}")
         wait(monitor.executing.is_set, "action chunk that the arm executes", START_SECONDS)
-        progress.update(step, description=f"running for {seconds:g} s of simulated time")
+
+        def over() -> bool:
+            elapsed = _elapsed(monitor.clock)
+            progress.update(step, completed=elapsed, total=seconds)
+            return elapsed >= seconds
+
         started = time.monotonic()
         monitor.recording.set()
-        wait(lambda: _elapsed(monitor.clock) >= seconds, f"{seconds:g} s of simulated time", 30.0 + 30.0 * seconds)
+        wait(over, f"{seconds:g} s of simulated time", 30.0 + 30.0 * seconds)
         monitor.recording.clear()
         wall_seconds = time.monotonic() - started
         progress.update(step, description="stopping")
