@@ -18,7 +18,6 @@ setup(
         ("share/ki_ros/models/ki_tiny", glob("models/ki_tiny/*")),
     ],
     install_requires=[
-        "einops>=0.8,<1",
         "numpy>=1.26,<3",
         "opencv-python-headless>=4.8,<6",
         "pillow>=10,<14",

@@ -172,7 +172,6 @@ def _rollout(monitor: Monitor, settings: bringup.Settings, instruction: str, wal
         camera_times=_stamps(monitor.camera),
         frames=[_frame(arrival) for arrival in monitor.frames],
         chunk_times=_stamps(monitor.chunks),
-        chunk_seconds=chunks[0].horizon * chunks[0].dt if chunks else 0.0,
         inference_ms=np.array([chunk.inference_time * 1e3 for chunk in chunks]),
         command_times=_stamps(monitor.commands),
         commands=_rows([command.position for command in commands], rig.STATE_DIM),

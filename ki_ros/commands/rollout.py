@@ -29,7 +29,6 @@ class Rollout:
         camera_times: (M,) stamps of one camera's images.
         frames: the time and the views by camera role, (H, W, 3) uint8, of some observations.
         chunk_times: (C,) stamps of the chunks: those of their observations.
-        chunk_seconds: horizon of a chunk [s].
         inference_ms: (C,) wall-clock time of each inference [ms].
         command_times, commands: (K,) and (K, 8): joints [rad] and knuckle angle [rad] that were sent.
         joint_times, joints: (J,) and (J, 7): measured positions [rad].
@@ -51,7 +50,6 @@ class Rollout:
     camera_times: np.ndarray
     frames: list[tuple[float, dict[str, np.ndarray]]]
     chunk_times: np.ndarray
-    chunk_seconds: float
     inference_ms: np.ndarray
     command_times: np.ndarray
     commands: np.ndarray

@@ -13,7 +13,6 @@ from rclpy.node import Node
 OK = DiagnosticStatus.OK
 WARN = DiagnosticStatus.WARN
 ERROR = DiagnosticStatus.ERROR
-STALE = DiagnosticStatus.STALE
 
 
 @dataclass
@@ -21,7 +20,7 @@ class Report:
     """State of one component.
 
     Attributes:
-        level: OK, WARN, ERROR or STALE.
+        level: OK, WARN or ERROR.
         message: one sentence for a person.
         values: figures by name.
     """

@@ -27,7 +27,6 @@ def rollout() -> Rollout:
         camera_times=np.arange(31) / 15.0,
         frames=[(t, {"wrist": frame}) for t in (0.0, 1.0)],
         chunk_times=np.arange(31) / 15.0,
-        chunk_seconds=1.0,
         inference_ms=np.arange(1.0, 101.0),
         command_times=times,
         commands=rest,
