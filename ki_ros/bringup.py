@@ -18,9 +18,7 @@ import yaml
 
 from ki_ros import rig
 from ki_ros.share import find_share
-
-DIE_WITH_PARENT = "KI_ROS_DIE_WITH_PARENT"
-"""Environment variable: set for nodes that must end when the process that started them does."""
+from ki_ros.variables import DIE_WITH_PARENT
 
 _DISCOVERY = {"ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER"}
 """Environment variables by which a person decides which machines see each other."""
@@ -190,11 +188,15 @@ def sensor_topics(settings: Settings) -> list[str]:
     values = {
         "joint_states_topic": "/joint_states",
         "gripper_topic": "/gripper/joint_states",
-        **_file_parameters(settings, "observation"),
-        **_overrides("observation", settings),
+        **chosen_parameters(settings, "observation"),
     }
     keys = [*(f"{role.value}.topic" for role in rig.CameraRole), "joint_states_topic", "gripper_topic"]
     return sorted({values[key] for key in keys if values.get(key)})
+
+
+def chosen_parameters(settings: Settings, node: str) -> dict[str, Any]:
+    """What a node is given, by dotted name: the parameter file, then the settings. Not the node's own defaults."""
+    return {**_file_parameters(settings, node), **_overrides(node, settings)}
 
 
 def _file_parameters(settings: Settings, node: str) -> dict[str, Any]:

@@ -126,3 +126,15 @@ def test_a_simulation_stays_on_this_machine_unless_discovery_is_configured(monke
     assert "ROS_AUTOMATIC_DISCOVERY_RANGE" not in bringup.environment(sim=False)
     monkeypatch.setenv("ROS_STATIC_PEERS", "10.0.0.2")
     assert "ROS_AUTOMATIC_DISCOVERY_RANGE" not in bringup.environment(sim=True)
+
+
+def test_settings_win_over_the_parameter_file(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text(
+        "/**:\n  ros__parameters: {robot: fr3}\n"
+        "executor:\n  ros__parameters: {command_rate: 50, controller: joint_trajectory, joint_states_topic: /a}\n"
+    )
+    settings = Settings(params_file=str(file), joint_states_topic="/b", controller_topic="/c")
+    chosen = bringup.chosen_parameters(settings, "executor")
+    assert (chosen["robot"], chosen["command_rate"], chosen["joint_states_topic"]) == ("fr3", 50, "/b")
+    assert chosen["trajectory_topic"] == "/c", "the controller that the file names takes the topic"

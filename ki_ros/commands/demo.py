@@ -32,8 +32,13 @@ console = Console()
 START_SECONDS = 120.0
 """Longest time from the start of the processes to the first command of a chunk [s]."""
 
-COMMAND_RATE = 100.0
-"""Rate at which the executor sends commands unless its parameters say otherwise [Hz]."""
+DEFAULTS = {
+    "robot": "panda",
+    "command_rate": 100.0,
+    "joint_states_topic": "/joint_states",
+    "exterior_1.topic": "/camera/exterior_1/image_raw",
+}
+"""The nodes' own defaults of what the report depends on, for parameter files that leave them out."""
 
 
 class DemoError(RuntimeError):
@@ -87,7 +92,9 @@ def _isolate() -> None:
 def _run(settings: bringup.Settings, seconds: float, output: Path, instruction: str) -> Rollout:
     progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
     console.print(f"ROS domain {os.environ['ROS_DOMAIN_ID']}")
-    with _monitor(seconds) as monitor, Graph(settings, output / "logs") as graph, progress:
+    # Checks the settings, before anything reads the parameter file that they name.
+    graph = Graph(settings, output / "logs")
+    with _monitor(settings, seconds) as monitor, graph, progress:
         step = progress.add_task("starting simulator, observation, policy and executor", total=None)
 
         def wait(condition: Callable[[], bool], what: str, timeout: float) -> None:
@@ -120,13 +127,16 @@ def _run(settings: bringup.Settings, seconds: float, output: Path, instruction: 
 
 
 @contextlib.contextmanager
-def _monitor(seconds: float) -> Iterator[Monitor]:
+def _monitor(settings: bringup.Settings, seconds: float) -> Iterator[Monitor]:
     """A monitor that a thread spins; the thread has ended before ROS is shut down."""
+    simulator = DEFAULTS | bringup.chosen_parameters(settings, "simulator")
     rclpy.init()
     spinner = SingleThreadedExecutor()
     try:
         monitor = Monitor(
-            joint_states_topic="/joint_states", camera_topic="/camera/exterior_1/image_raw", frame_period=seconds / 30
+            joint_states_topic=simulator["joint_states_topic"],
+            camera_topic=simulator["exterior_1.topic"],
+            frame_period=seconds / 30,
         )
         spinner.add_node(monitor)
         thread = threading.Thread(target=_spin, args=(spinner,), name="monitor")
@@ -157,7 +167,8 @@ def _troubles(monitor: Monitor) -> str:
 
 
 def _rollout(monitor: Monitor, settings: bringup.Settings, instruction: str, wall_seconds: float) -> Rollout:
-    robot = rig.robot(settings.robot or "panda")
+    executor = DEFAULTS | bringup.chosen_parameters(settings, "executor")
+    robot = rig.robot(executor["robot"])
     chunks = [deserialize_message(a.data, msg.ActionChunk) for a in monitor.chunks]
     commands = [deserialize_message(a.data, JointState) for a in monitor.commands]
     states = [deserialize_message(a.data, JointState) for a in monitor.joint_states]
@@ -185,7 +196,7 @@ def _rollout(monitor: Monitor, settings: bringup.Settings, instruction: str, wal
         steps=np.array([status.step for status in statuses], dtype=float),
         reasons=dict(Counter(status.reason for status in statuses if status.reason)),
         interventions=dict(Counter(name for status in statuses for name in status.interventions)),
-        command_rate=COMMAND_RATE,
+        command_rate=executor["command_rate"],
         refused=_refused(monitor),
     )
 

@@ -13,6 +13,8 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
+from ki_ros.variables import DIE_WITH_PARENT
+
 STARTUP_FAILED = 2
 """Exit status of a node that could not start; the error is on standard error."""
 
@@ -41,7 +43,7 @@ def run(create: Callable[[], Node]) -> None:
 
     A node with threads of its own stops them in `destroy_node`.
     """
-    if os.environ.get("KI_ROS_DIE_WITH_PARENT"):
+    if os.environ.get(DIE_WITH_PARENT):
         _die_with_parent()
     try:
         rclpy.init(args=sys.argv)
