@@ -102,6 +102,8 @@ class KIConfig:
         action_space: what the first seven values of an action mean.
         knowledge_insulation: whether the expert reads detached backbone keys and values (arXiv 2505.23705).
         knowledge_insulation_lambda: weight of the FAST token loss beside the flow loss.
+        fast_skip_tokens: ids at the top of the vocabulary that no FAST token takes. PaliGemma has 1024 `<loc>` and 128
+            `<seg>` tokens there; openpi's own skips only the latter, which puts FAST on top of `<loc>`.
     """
 
     vision: VisionConfig
@@ -113,6 +115,7 @@ class KIConfig:
     action_space: ActionSpace = ActionSpace.JOINT_VELOCITY
     knowledge_insulation: bool = True
     knowledge_insulation_lambda: float = 0.5
+    fast_skip_tokens: int = 1152
 
     def __post_init__(self) -> None:
         _require_positive(self, "")
@@ -217,6 +220,7 @@ PRESETS = {
         action_dim=STATE_DIM,
         action_horizon=15,
         max_token_len=200,
+        fast_skip_tokens=128,
     ),
 }
 """Configurations by name."""

@@ -10,6 +10,8 @@ from torch import Tensor
 
 MIN_PERIOD = 4e-3
 MAX_PERIOD = 4.0
+TIME_BETA = 1.5
+"""First parameter of the Beta distribution of training times; the second is 1. More of them are near noise."""
 
 
 def time_embedding(time: Tensor, width: int) -> Tensor:
@@ -22,6 +24,17 @@ def time_embedding(time: Tensor, width: int) -> Tensor:
     period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction
     angle = time.to(torch.float32).to(torch.float64)[:, None] * (2 * math.pi / period)
     return torch.cat((angle.sin(), angle.cos()), dim=-1).to(torch.float32)
+
+
+def draw_times(
+    shape: tuple[int, ...], *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Times to train at, `Beta(1.5, 1) * 0.999 + 0.001`, float32.
+
+    The distribution function of Beta(a, 1) is x^a, so a uniform number to the power of 1 / a has it.
+    """
+    uniform = torch.rand(shape, generator=generator, device=device)
+    return uniform.pow(1.0 / TIME_BETA) * 0.999 + 0.001
 
 
 def sample_times(num_steps: int) -> list[float]:
@@ -61,8 +74,8 @@ def integrate(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_s
 
 
 def interpolate(actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """`t * noise + (1 - t) * actions`: actions and noise (B, H, D), time (B,)."""
-    time = time[:, None, None]
+    """`t * noise + (1 - t) * actions`: actions and noise (..., H, D), time (...)."""
+    time = time[..., None, None]
     return time * noise + (1 - time) * actions
 
 

@@ -44,8 +44,13 @@ class AdaptiveRMSNorm(nn.Module):
         self.dense = nn.Linear(width, 3 * width)
 
     def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L, W) and condition (B, W) -> the modulated x and the gate (B, 1, W), both in the dtype of x."""
-        modulation = self.dense(condition.to(self.dense.weight.dtype)).float()[:, None, :]
+        """(B, L, W) and condition (B, S, W) -> the modulated x and its gate (B, 1 or L, W), in the dtype of x.
+
+        The L tokens are S blocks of equal length, each of which has a condition of its own.
+        """
+        modulation = self.dense(condition.to(self.dense.weight.dtype)).float()
+        if modulation.shape[1] > 1:
+            modulation = modulation.repeat_interleave(x.shape[1] // modulation.shape[1], dim=1)
         scale, shift, gate = modulation.chunk(3, dim=-1)
         return (_rms_normalize(x) * (1 + scale) + shift).to(x.dtype), gate.to(x.dtype)
 
@@ -102,6 +107,13 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     cos, sin = rotation
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """The tokens `rows` (B, R) int64 of x (B, T, W), or of a rotation (2, B, 1, T, W), in their order."""
+    if x.dim() == 5:
+        return x.gather(3, rows[None, :, None, :, None].expand(x.shape[0], -1, 1, -1, x.shape[-1]))
+    return x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[-1]))
 
 
 def never_empty(mask: Tensor) -> Tensor:

@@ -1,22 +1,32 @@
 """The policy network: pi0.5's architecture with knowledge insulation.
 
-Shapes: B batch, T prefix tokens, H action horizon, D action dimension, W width.
+Shapes: B batch, T prefix tokens, F FAST tokens, S draws of noise, H action horizon, D action dimension, W width.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ki_ros.model.config import KIConfig
-from ki_ros.model.flow import integrate, time_embedding
+from ki_ros.model.flow import draw_times, flow_target, integrate, interpolate, time_embedding
 from ki_ros.model.layers import AdaptiveRMSNorm, RMSNorm
+from ki_ros.model.losses import (
+    KILoss,
+    LossCounts,
+    TokenLoss,
+    VisionLanguageBatch,
+    divide,
+    prediction_rows,
+    token_loss,
+    velocity_loss,
+)
 from ki_ros.model.observation import Observation, ObservationError
-from ki_ros.model.paired import PairedTransformer, PrefixCache, joint_mask, positions, suffix_positions
-from ki_ros.rig import POLICY_SLOTS
+from ki_ros.model.paired import PairedTransformer, PrefixCache
+from ki_ros.rig import POLICY_SLOTS, STATE_DIM
 
 
 class Prefix(NamedTuple):
@@ -110,21 +120,123 @@ class KIModel(nn.Module):
         return self._project(self.paligemma_with_expert.run_expert(cache, suffix, condition))
 
     def joint(self, observation: Observation, x_t: Tensor, time: Tensor) -> JointOutput:
-        """Prefix and actions in one pass, as in training: x_t (B, H, D), time (B,)."""
+        """Prefix and actions in one pass, without FAST tokens: x_t (B, H, D), time (B,)."""
         prefix = self.embed_prefix(observation)
         suffix, condition = self._embed_suffix(x_t, time, len(prefix.mask))
-        horizon = suffix.shape[1]
         prefix_out, suffix_out = self.paligemma_with_expert.joint(
             prefix.embeddings,
+            prefix.mask,
+            prefix.embeddings[:, :0],
+            prefix.mask[:, :0],
             suffix,
-            condition,
-            joint_mask(prefix.mask, horizon),
-            torch.cat((positions(prefix.mask), suffix_positions(prefix.mask, horizon)), dim=1),
+            condition[:, None],
+            rows=None,
             insulated=self.config.knowledge_insulation,
         )
         return JointOutput(prefix_out, suffix_out, self._project(suffix_out))
 
-    def embed_prefix(self, observation: Observation) -> Prefix:
+    def forward(self, *args: Any, **kwargs: Any) -> KILoss:
+        """`compute_loss`, under the name that PyTorch's wrappers call."""
+        return self.compute_loss(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        observation: Observation,
+        actions: Tensor,
+        *,
+        action_mask: Tensor | None = None,
+        noise: Tensor | None = None,
+        time: Tensor | None = None,
+        flow_samples: int = 1,
+        vision_language: VisionLanguageBatch | None = None,
+        counts: LossCounts | None = None,
+    ) -> KILoss:
+        """Both losses of knowledge insulation from one forward pass (arXiv 2505.23705).
+
+        The backbone is run once over prefix and FAST tokens; the expert learns from `flow_samples` draws of noise and
+        time beside it, which cost little, because all of them read the same keys and values.
+
+        Args:
+            observation: with FAST tokens, as `TokenizeFASTInputs` fills them in. Views may be missing altogether:
+                training on states alone is a choice that its data make.
+            actions: (B, H, D) normalised. Values past the rig's eight are padding.
+            action_mask: (B, H) bool, true at steps of the episode; None where all are. Steps past its end carry no
+                flow loss, and a row with such a step has no FAST tokens.
+            noise: (B, H, D), or (B, S, H, D) for S draws; drawn when left out.
+            time: (B,) or (B, S) in (0, 1], likewise.
+            flow_samples: S; noise or time that are given must have as many.
+            vision_language: further data for the backbone alone.
+            counts: samples of the whole batch, where this is a part of it; from this batch when left out.
+
+        Returns:
+            `KILoss`. Accuracy carries no gradient.
+
+        Raises:
+            ObservationError: the observation does not fit the model, has no FAST tokens, or a row has no input.
+            ValueError: actions, mask, noise or time of another shape.
+        """
+        batch = observation.batch_size
+        shape = (batch, self.config.action_horizon, self.config.action_dim)
+        _require_shape("actions", actions, shape)
+        if action_mask is None:
+            action_mask = torch.ones(shape[:2], dtype=torch.bool, device=actions.device)
+        _require_shape("action_mask", action_mask, shape[:2])
+        fast_tokens, fast_mask = observation.fast_action_tokens, observation.fast_action_mask
+        if fast_tokens is None or fast_mask is None:
+            raise ObservationError("fast_action_tokens is None; let TokenizeFASTInputs fill it in from the actions")
+        noise, time = self._draws(noise, time, flow_samples, actions)
+
+        prefix = self.embed_prefix(observation, views_required=False)
+        # Padding may hold anything; what is not a number would pass through attention even where it is masked.
+        clean = torch.where(action_mask[:, :, None], actions, 0.0).float()[:, None]
+        suffix, condition = self._embed_draws(interpolate(clean, noise, time), time)
+        rows = prediction_rows(prefix.mask, fast_tokens.shape[1])
+        backbone_out, suffix_out = self.paligemma_with_expert.joint(
+            prefix.embeddings,
+            prefix.mask,
+            self._embed_tokens(fast_tokens, prefix),
+            fast_mask,
+            suffix,
+            condition,
+            rows=rows,
+            insulated=self.config.knowledge_insulation,
+        )
+        velocity = self._project(suffix_out).unflatten(1, (flow_samples, -1))
+        flow = velocity_loss(velocity, flow_target(clean, noise), action_mask, min(self.config.action_dim, STATE_DIM))
+        fast = self._token_loss(backbone_out, fast_tokens, fast_mask)
+        if counts is None:
+            language = 0 if vision_language is None else int(vision_language.answer_mask.any(1).sum())
+            counts = LossCounts(int(action_mask.any(1).sum()), int(fast_mask.any(1).sum()), language)
+        flow_loss = divide(flow, counts.flow)
+        fast_loss = divide(fast.cross_entropy, counts.fast)
+        token_total, language_loss = fast_loss, None
+        if vision_language is not None:
+            language_loss = divide(self._answer_loss(vision_language).cross_entropy, counts.vision_language)
+            token_total = fast_loss + language_loss
+        return KILoss(
+            flow_loss + self.config.knowledge_insulation_lambda * token_total,
+            flow_loss,
+            fast_loss,
+            divide(fast.accuracy, counts.fast),
+            language_loss,
+        )
+
+    def vlm_logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., vocabulary) float32 of normed backbone outputs (..., W), by the tied embedding.
+
+        A vocabulary is large: give only the tokens that predict something.
+        """
+        return self.paligemma_with_expert.backbone.language_model.logits(hidden)
+
+    def backbone_parameters(self) -> dict[str, nn.Parameter]:
+        """By name, the parameters of vision, projection and language: what the FAST loss trains."""
+        return {name: p for name, p in self.named_parameters() if is_backbone(name)}
+
+    def expert_parameters(self) -> dict[str, nn.Parameter]:
+        """By name, all others: the expert, and the layers of actions and time. What the flow loss trains."""
+        return {name: p for name, p in self.named_parameters() if not is_backbone(name)}
+
+    def embed_prefix(self, observation: Observation, *, views_required: bool = True) -> Prefix:
         """Tokens of the views, in the order of `POLICY_SLOTS`, then of the prompt.
 
         What no row can see is left out: a view that is masked in the whole batch, and prompt padding past the longest
@@ -132,36 +244,36 @@ class KIModel(nn.Module):
         invisible and take no position. All views are one call of the vision tower.
 
         Raises:
-            ObservationError: the observation does not fit the model, or a row has no view.
+            ObservationError: the observation does not fit the model, or a row has no view and `views_required`.
         """
         observation.validate(self.config)
-        slots = [slot for slot in POLICY_SLOTS if slot in observation.images]
-        present = torch.stack([observation.image_masks[slot] for slot in slots]).tolist()
-        for row, views in enumerate(zip(*present, strict=True)):
-            if not any(views):
+        images, image_masks = observation.images, observation.image_masks
+        tokens, token_mask = observation.tokenized_prompt, observation.tokenized_prompt_mask
+        slots = [slot for slot in POLICY_SLOTS if slot in images]
+        present = [image_masks[slot].tolist() for slot in slots]
+        for row in range(len(tokens) if views_required else 0):
+            if not any(rows[row] for rows in present):
                 raise ObservationError(
-                    f"image_masks: row {row} has none of {', '.join(slots)}; give each row at least one view"
+                    f"image_masks: row {row} has none of {', '.join(slots or POLICY_SLOTS)}; "
+                    "give each row at least one view"
                 )
         kept = {slot: rows for slot, rows in zip(slots, present, strict=True) if any(rows)}
-        images = [
-            observation.images[slot] if all(rows) else observation.images[slot][observation.image_masks[slot]]
-            for slot, rows in kept.items()
-        ]
-        features = self.paligemma_with_expert.backbone.embed_images(torch.cat(images)).split([len(i) for i in images])
-
         embeddings, masks = [], []
-        for (slot, rows), feature in zip(kept.items(), features, strict=True):
-            mask = observation.image_masks[slot]
-            if not all(rows):
-                feature = feature.new_zeros(len(rows), *feature.shape[1:]).index_put((mask,), feature)
-            embeddings.append(feature)
-            masks.append(mask[:, None].expand(-1, feature.shape[1]))
+        if kept:
+            encoded = [images[slot] if all(rows) else images[slot][image_masks[slot]] for slot, rows in kept.items()]
+            features = self.paligemma_with_expert.backbone.embed_images(torch.cat(encoded))
+            for (slot, rows), feature in zip(kept.items(), features.split([len(i) for i in encoded]), strict=True):
+                mask = image_masks[slot]
+                if not all(rows):
+                    feature = feature.new_zeros(len(rows), *feature.shape[1:]).index_put((mask,), feature)
+                embeddings.append(feature)
+                masks.append(mask[:, None].expand(-1, feature.shape[1]))
 
-        columns = observation.tokenized_prompt_mask.any(dim=0).tolist()
+        columns = token_mask.any(dim=0).tolist()
         used = max((index + 1 for index, column in enumerate(columns) if column), default=0)
-        prompt = self.paligemma_with_expert.backbone.language_model.embed(observation.tokenized_prompt[:, :used])
-        embeddings.append(prompt.to(embeddings[0].dtype))
-        masks.append(observation.tokenized_prompt_mask[:, :used])
+        prompt = self.paligemma_with_expert.backbone.language_model.embed(tokens[:, :used])
+        embeddings.append(prompt.to(embeddings[0].dtype if embeddings else prompt.dtype))
+        masks.append(token_mask[:, :used])
         return Prefix(torch.cat(embeddings, dim=1), torch.cat(masks, dim=1))
 
     def condition(self, time: Tensor) -> Tensor:
@@ -186,11 +298,62 @@ class KIModel(nn.Module):
         norm = "vision_tower" not in name and ("layernorm" in name or ".norm." in name)
         return torch.float32 if small or norm else dtype
 
+    def _draws(
+        self, noise: Tensor | None, time: Tensor | None, flow_samples: int, actions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Noise (B, S, H, D) and times (B, S), float32, given or drawn."""
+        if isinstance(flow_samples, bool) or not isinstance(flow_samples, int) or flow_samples < 1:
+            raise ValueError(f"flow_samples is {flow_samples!r}; give a positive integer")
+        shape = (len(actions), flow_samples, *actions.shape[1:])
+        if noise is None:
+            noise = torch.randn(shape, device=actions.device)
+        elif noise.dim() == 3:
+            noise = noise[:, None]
+        if time is None:
+            time = draw_times(shape[:2], device=actions.device)
+        elif time.dim() == 1:
+            time = time[:, None]
+        _require_shape("noise", noise, shape)
+        _require_shape("time", time, shape[:2])
+        return noise.float(), time.float()
+
+    def _embed_draws(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t (B, S, H, D) and times (B, S) -> action tokens (B, S * H, W) and conditions (B, S, W)."""
+        suffix = self.action_in_proj(x_t.flatten(1, 2).to(self.action_in_proj.weight.dtype))
+        condition = self.condition(time.flatten()).unflatten(0, time.shape)
+        return suffix.to(self.paligemma_with_expert.expert.dtype), condition
+
     def _embed_suffix(self, x_t: Tensor, time: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         _require_shape("x_t", x_t, (batch, self.config.action_horizon, self.config.action_dim))
         _require_shape("time", time, (batch,))
-        suffix = self.action_in_proj(x_t.to(self.action_in_proj.weight.dtype))
-        return suffix.to(self.paligemma_with_expert.expert.dtype), self.condition(time)
+        suffix, condition = self._embed_draws(x_t[:, None], time[:, None])
+        return suffix, condition[:, 0]
+
+    def _embed_tokens(self, tokens: Tensor, prefix: Prefix) -> Tensor:
+        return self.paligemma_with_expert.backbone.language_model.embed(tokens).to(prefix.embeddings.dtype)
+
+    def _token_loss(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> TokenLoss:
+        """Of the backbone's outputs (B, F, W) at the rows that predict the tokens (B, F)."""
+        return token_loss(self.vlm_logits(hidden[mask]), tokens, mask)
+
+    def _answer_loss(self, data: VisionLanguageBatch) -> TokenLoss:
+        data.validate()
+        question = Observation(
+            images=data.images,
+            image_masks=data.image_masks,
+            state=torch.zeros(len(data.question), STATE_DIM, device=data.question.device),
+            tokenized_prompt=data.question,
+            tokenized_prompt_mask=data.question_mask,
+        )
+        prefix = self.embed_prefix(question, views_required=False)
+        hidden = self.paligemma_with_expert.backbone_rows(
+            prefix.embeddings,
+            prefix.mask,
+            self._embed_tokens(data.answer, prefix),
+            data.answer_mask,
+            prediction_rows(prefix.mask, data.answer.shape[1]),
+        )
+        return self._token_loss(hidden, data.answer, data.answer_mask)
 
     def _project(self, suffix: Tensor) -> Tensor:
         return self.action_out_proj(suffix.to(self.action_out_proj.weight.dtype)).float()
@@ -219,6 +382,11 @@ class KIModel(nn.Module):
                 nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
             elif isinstance(module, RMSNorm):
                 nn.init.zeros_(module.weight)
+
+
+def is_backbone(name: str) -> bool:
+    """Whether a parameter of that name belongs to the backbone, and not to the expert."""
+    return name.startswith("paligemma_with_expert.paligemma.")
 
 
 def _require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -28,7 +28,7 @@ class Observation:
         image_masks: by the same names, (B,) bool, true where the row has that view. A slot that is left out of both is
             a view that no row has.
         state: (B, state dimension) floating point, normalised. pi0.5 reads the state from the prompt; this is for
-            losses and records.
+            records.
         tokenized_prompt: (B, T) int64.
         tokenized_prompt_mask: (B, T) bool, true at real tokens.
         fast_action_tokens: (B, F) int64, in training only.
@@ -66,7 +66,7 @@ class Observation:
         Raises:
             ObservationError: on the first field that does not fit.
         """
-        _expect_tensor("tokenized_prompt", self.tokenized_prompt, (None, None), torch.int64)
+        expect_tensor("tokenized_prompt", self.tokenized_prompt, (None, None), torch.int64)
         batch, length = self.tokenized_prompt.shape
         if batch == 0:
             raise ObservationError("tokenized_prompt has no rows; give at least one observation")
@@ -74,8 +74,8 @@ class Observation:
             raise ObservationError(
                 f"tokenized_prompt has {length} tokens a row; max_token_len is {config.max_token_len}"
             )
-        _expect_tensor("tokenized_prompt_mask", self.tokenized_prompt_mask, (batch, length), torch.bool)
-        _expect_tensor("state", self.state, (batch, None), None)
+        expect_tensor("tokenized_prompt_mask", self.tokenized_prompt_mask, (batch, length), torch.bool)
+        expect_tensor("state", self.state, (batch, None), None)
         if set(self.images) != set(self.image_masks):
             raise ObservationError(
                 f"images has the slots {sorted(self.images)}, image_masks has {sorted(self.image_masks)}; "
@@ -84,23 +84,25 @@ class Observation:
         unknown = sorted(set(self.images) - set(POLICY_SLOTS))
         if unknown:
             raise ObservationError(f"images has the slot {unknown[0]!r}; use {', '.join(POLICY_SLOTS)}")
-        if not self.images:
-            raise ObservationError("images is empty; give at least one view")
         side = config.vision.image_size
         for name, image in self.images.items():
-            _expect_tensor(f"images[{name!r}]", image, (batch, 3, side, side), None)
-            _expect_tensor(f"image_masks[{name!r}]", self.image_masks[name], (batch,), torch.bool)
+            expect_tensor(f"images[{name!r}]", image, (batch, 3, side, side), None)
+            expect_tensor(f"image_masks[{name!r}]", self.image_masks[name], (batch,), torch.bool)
         if (self.fast_action_tokens is None) != (self.fast_action_mask is None):
             raise ObservationError("fast_action_tokens and fast_action_mask go together; give both or neither")
         if self.fast_action_tokens is not None:
-            _expect_tensor("fast_action_tokens", self.fast_action_tokens, (batch, None), torch.int64)
-            _expect_tensor(
+            expect_tensor("fast_action_tokens", self.fast_action_tokens, (batch, None), torch.int64)
+            expect_tensor(
                 "fast_action_mask", self.fast_action_mask, (batch, self.fast_action_tokens.shape[1]), torch.bool
             )
 
 
-def _expect_tensor(name: str, value: object, shape: tuple[int | None, ...], dtype: torch.dtype | None) -> None:
-    """A shape entry None is any size; dtype None is any floating point."""
+def expect_tensor(name: str, value: object, shape: tuple[int | None, ...], dtype: torch.dtype | None) -> None:
+    """Refuses by name what is not such a tensor. A shape entry None is any size; dtype None is any floating point.
+
+    Raises:
+        ObservationError: not a tensor, another shape, another dtype.
+    """
     if not isinstance(value, Tensor):
         raise ObservationError(f"{name} is {type(value).__name__}; give a torch tensor")
     sizes = tuple(value.shape)

@@ -115,48 +115,6 @@ def test_a_row_without_views_is_refused(small_model, make_observation) -> None:
         small_model.sample_actions(observation, noise=NOISE)
 
 
-def test_tokens_hidden_from_the_expert_do_not_reach_the_velocity(small_model, make_observation) -> None:
-    """FAST tokens in training: causal after the prefix, unseen by the expert, and skipped by its positions."""
-    modules = small_model.paligemma_with_expert
-    observation, fast = make_observation(), 3
-    expected = small_model.velocity(observation, NOISE, TIME)
-    prefix = small_model.embed_prefix(observation)
-    length, total = prefix.mask.shape[1], prefix.mask.shape[1] + fast + 5
-    mask = torch.zeros(2, total, total, dtype=torch.bool)
-    mask[:, :, :length] = prefix.mask[:, None]
-    mask[:, length : length + fast, length : length + fast] = torch.ones(fast, fast).tril().bool()
-    mask[:, length + fast :, length + fast :] = True
-    valid = prefix.mask.sum(1, keepdim=True)
-    position = torch.cat((prefix.mask.cumsum(1) - 1, valid + torch.arange(fast), valid + torch.arange(5)), dim=1)
-    tokens = torch.randn(2, fast, 24)
-    suffix = small_model.action_in_proj(NOISE)
-    _, out = modules.joint(
-        torch.cat((prefix.embeddings, tokens), 1), suffix, small_model.condition(TIME), mask, position, insulated=True
-    )
-    torch.testing.assert_close(small_model.action_out_proj(out), expected, atol=1e-5, rtol=0)
-
-
-def test_expert_keys_cannot_reach_the_backbone(small_model, make_observation) -> None:
-    """Even a mask that says so: no backbone token sees the expert."""
-    modules, observation = small_model.paligemma_with_expert, make_observation()
-    prefix = small_model.embed_prefix(observation)
-    total = prefix.mask.shape[1] + 5
-    everything = torch.ones(2, total, total, dtype=torch.bool)
-    position = torch.arange(total).expand(2, -1)
-    outputs = [
-        modules.joint(
-            prefix.embeddings,
-            small_model.action_in_proj(noise),
-            small_model.condition(TIME),
-            everything,
-            position,
-            insulated=True,
-        )[0]
-        for noise in (NOISE, -NOISE)
-    ]
-    assert torch.equal(*outputs)
-
-
 def test_only_an_empty_row_of_a_mask_is_opened() -> None:
     """Whether softmax over no keys is a number depends on torch's version and device, so there must be none."""
     mask = torch.tensor([[[True, False], [False, False]]])

@@ -32,7 +32,6 @@ def test_to_casts_floating_point_only(make_observation) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda _: {"images": {}, "image_masks": {}}, "images is empty"),
         (lambda o: {"images": {"top": o.state}, "image_masks": {"top": o.state}}, "slot 'top'.*base_0_rgb"),
         (lambda _: {"image_masks": {}}, "give each view its mask"),
         (lambda o: {"images": {n: i[:, :, :14] for n, i in o.images.items()}}, r"base_0_rgb.*\(2, 3, 14, 28\)"),
