@@ -90,7 +90,7 @@ def _require_neutral(values: dict[str, Any], neutral: dict[str, tuple[Any, ...]]
 
 
 def _byte_of_letter() -> dict[str, int]:
-    """Byte-level encodings write a byte as a letter: printable Latin-1 as itself, the others from U+0100 on, in order."""
+    """Byte-level encodings write a byte as a letter: printable Latin-1 as itself, the others from U+0100, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

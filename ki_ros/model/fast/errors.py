@@ -17,7 +17,7 @@ class FASTDecodeError(ValueError):
     Attributes:
         position: index in the token sequence where it goes wrong; its length, where it ends too early.
         expected: number of coefficients that the chunk has; None where the count is not what is wrong.
-        actual: number of coefficients that the tokens give: all of them, or those before undecodable bytes.
+        actual: number of coefficients that the tokens give, up to the first undecodable byte.
     """
 
     def __init__(

@@ -108,8 +108,8 @@ def _check(directory: Path, contents: dict[str, bytes]) -> None:
         found, expected = hashlib.sha256(content).hexdigest(), checksums.get(name)
         if found != expected:
             raise FASTTokenizerError(
-                f"{directory / name}: its sha256 is {found}, but {CHECKSUMS_FILE} says {expected}; the file was changed "
-                "after it was saved, so restore it or save the tokenizer again"
+                f"{directory / name}: its sha256 is {found}, but {CHECKSUMS_FILE} says {expected}; the file was "
+                "changed after it was saved, so restore it or save the tokenizer again"
             )
 
 

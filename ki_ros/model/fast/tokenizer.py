@@ -42,7 +42,7 @@ class FASTBatch(NamedTuple):
     saturated: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FASTTokenizer:
     """Translates between action chunks and token ids. Holds no state between calls; equal when its content is equal.
 
@@ -55,10 +55,10 @@ class FASTTokenizer:
         min_token: the smallest scaled coefficient there is a character for.
     """
 
-    definition: str = field(repr=False)
+    definition: str
     scale: float
     min_token: int
-    _parsed: Definition = field(init=False, repr=False, compare=False)
+    _parsed: Definition = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale > 0):
@@ -66,6 +66,9 @@ class FASTTokenizer:
         if abs(self.min_token) > _LAST_CODE:
             raise FASTTokenizerError(f"min_token is {self.min_token}; give the data's smallest scaled coefficient")
         object.__setattr__(self, "_parsed", parse(self.definition))
+
+    def __repr__(self) -> str:
+        return f"FASTTokenizer(vocab_size={self.vocab_size}, scale={self.scale}, min_token={self.min_token})"
 
     @classmethod
     def from_directory(cls, path: str | Path) -> FASTTokenizer:
@@ -119,8 +122,8 @@ class FASTTokenizer:
         highest = int(max(part.max() for part in coefficients))
         if highest - lowest >= _SURROGATES[0]:
             raise FASTEncodeError(
-                f"scaled coefficients range from {lowest} to {highest}, more than {_SURROGATES[0]} values; normalise the "
-                "actions, or give a smaller scale"
+                f"scaled coefficients range from {lowest} to {highest}, more than {_SURROGATES[0]} values; normalise "
+                "the actions, or give a smaller scale"
             )
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -229,33 +232,27 @@ class FASTTokenizer:
         pieces = self._pieces(tokens, where)
         content = b"".join(pieces)
         try:
-            text = content.decode("utf-8")
+            text, broken = content.decode("utf-8"), None
         except UnicodeDecodeError as error:
-            before = len(content[: error.start].decode("utf-8"))
-            raise FASTDecodeError(
-                f"{where}tokens give undecodable bytes from position {_holder(pieces, error.start)} on, after {before} "
-                f"of {expected} coefficients: a character is cut or mixed up",
-                position=_holder(pieces, error.start),
-                expected=expected,
-                actual=before,
-            ) from None
-        if len(text) < expected:
-            raise FASTDecodeError(
-                f"{where}tokens end at position {len(pieces)} with {len(text)} coefficients; the chunk has {expected}",
-                position=len(pieces),
-                expected=expected,
-                actual=len(text),
-            )
+            text, broken = content[: error.start].decode("utf-8"), error.start
         if len(text) > expected:
             position = _holder(pieces, len(text[:expected].encode("utf-8")))
-            raise FASTDecodeError(
-                f"{where}tokens give {len(text)} coefficients; the chunk has {expected}, which the token at position "
-                f"{position} exceeds",
-                position=position,
-                expected=expected,
-                actual=len(text),
+            problem = (
+                f"give {len(text)} coefficients; the chunk has {expected}, which the token at position {position} "
+                "exceeds"
             )
-        return text
+        elif broken is not None:
+            position = _holder(pieces, broken)
+            problem = (
+                f"give undecodable bytes from position {position} on, after {len(text)} of {expected} coefficients: a "
+                "character is cut or mixed up"
+            )
+        elif len(text) < expected:
+            position = len(pieces)
+            problem = f"end at position {position} with {len(text)} coefficients; the chunk has {expected}"
+        else:
+            return text
+        raise FASTDecodeError(f"{where}tokens {problem}", position=position, expected=expected, actual=len(text))
 
     def _pieces(self, tokens: Sequence[int] | np.ndarray, where: str) -> list[bytes]:
         if hasattr(tokens, "tolist"):
@@ -323,8 +320,8 @@ def _coefficients_of_all(chunks: np.ndarray | Sequence[np.ndarray], scale: float
     for number, part in enumerate(parts):
         if part.ndim != 2 or 0 in part.shape or part.shape[1] != parts[0].shape[-1]:
             raise FASTEncodeError(
-                f"chunk {number} has shape {part.shape}; give (horizon, action dimension), with the action dimension of "
-                f"chunk 0, whose shape is {parts[0].shape}"
+                f"chunk {number} has shape {part.shape}; give (horizon, action dimension), with the action dimension "
+                f"of chunk 0, whose shape is {parts[0].shape}"
             )
     return [_coefficients(part[None], scale, [number]) for number, part in enumerate(parts)]
 
