@@ -288,6 +288,15 @@ def test_a_fitted_tokenizer_expresses_more_than_it_has_seen(fitted: FASTTokenize
     np.testing.assert_allclose(decoded, chunk, atol=0.05)
 
 
+def test_fitted_tokens_reach_over_spaces_letters_and_digits() -> None:
+    """The classes of the characters that coefficients happen to get mean nothing, so a chunk seen often is one token."""
+    codes = [0, *b" 0A. b9\n", 0x85, 0xAA, 0xB2, 0x2028]
+    chunk = np.array([codes]) / 10
+    tokenizer = FASTTokenizer.fit([chunk] * 9, vocab_size=300)
+    assert len(tokenizer.encode(chunk)) == 1
+    np.testing.assert_allclose(tokenizer.decode(tokenizer.encode(chunk), horizon=1, action_dim=len(codes)), chunk)
+
+
 def test_fit_takes_chunks_of_different_lengths_and_refuses_what_it_cannot_use(droid_chunks: np.ndarray) -> None:
     mixed = [droid_chunks[0], droid_chunks[1][:7], droid_chunks[2][:3]]
     tokenizer = FASTTokenizer.fit(mixed, vocab_size=256)
