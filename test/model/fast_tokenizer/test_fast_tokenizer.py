@@ -289,7 +289,7 @@ def test_a_fitted_tokenizer_expresses_more_than_it_has_seen(fitted: FASTTokenize
 
 
 def test_fitted_tokens_reach_over_spaces_letters_and_digits() -> None:
-    """The classes of the characters that coefficients happen to get mean nothing, so a chunk seen often is one token."""
+    """The classes of characters that coefficients happen to get mean nothing: a chunk seen often is one token."""
     codes = [0, *b" 0A. b9\n", 0x85, 0xAA, 0xB2, 0x2028]
     chunk = np.array([codes]) / 10
     tokenizer = FASTTokenizer.fit([chunk] * 9, vocab_size=300)
