@@ -14,13 +14,12 @@ import torch
 
 from ki_ros.model.checkpoint import CONFIG_FILE, load_checkpoint, read_config, stored_action_dim
 from ki_ros.model.config import KIConfig
+from ki_ros.model.inputs import InputError, PolicyInputs, collate_inputs
 from ki_ros.model.model import KIModel
 from ki_ros.model.normalize import NormStats
 from ki_ros.model.observation import Observation
-from ki_ros.model.prompt import PromptError, build_prompt, clean_instruction
-from ki_ros.model.tokenizer import PALIGEMMA_SOURCES, PromptTokenizer, TokenizerError
-from ki_ros.resize import resize_with_pad
-from ki_ros.rig import NUM_JOINTS, POLICY_SLOTS, STATE_DIM, ActionSpace, CameraRole
+from ki_ros.model.tokenizer import PALIGEMMA_SOURCES, PromptTokenizer
+from ki_ros.rig import NUM_JOINTS, STATE_DIM, ActionSpace, CameraRole
 from ki_ros.share import find_share
 
 logger = logging.getLogger(__name__)
@@ -74,21 +73,16 @@ class Policy:
         config = model.config
         if config.action_dim < STATE_DIM:
             raise PolicyError(f"action_dim is {config.action_dim}; a DROID policy has {STATE_DIM} or more")
-        if tokenizer.vocab_size > config.language.vocab_size:
-            raise PolicyError(
-                f"the tokenizer has {tokenizer.vocab_size} pieces, the model only {config.language.vocab_size} "
-                "embeddings; give the tokenizer that the model was trained with"
-            )
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
             raise PolicyError(f"num_steps is {num_steps!r}; give a positive integer")
-        if base_view not in (CameraRole.EXTERIOR_1, CameraRole.EXTERIOR_2):
-            raise PolicyError(f"base_view is {base_view!r}; give an exterior camera")
+        try:
+            self.inputs = PolicyInputs(config, norm_stats, tokenizer, base_view=base_view)
+        except InputError as error:
+            raise PolicyError(str(error)) from error
         self.model = model
         self.norm_stats = norm_stats
         self.tokenizer = tokenizer
         self.num_steps = num_steps
-        # The third slot is a second arm's wrist: no DROID rig has it, so it never enters the observation.
-        self.slots = dict(zip(POLICY_SLOTS, (CameraRole(base_view), CameraRole.WRIST), strict=False))
         self._generator = torch.Generator()
         if seed is None:
             self._generator.seed()
@@ -197,31 +191,15 @@ class Policy:
     @property
     def required_views(self) -> tuple[CameraRole, ...]:
         """The cameras without which there is no inference."""
-        return tuple(self.slots.values())
+        return self.inputs.required_views
 
     def observe(self, views: Mapping[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> Observation:
         """The model's observation, a batch of one on its device; arguments and errors as `infer`."""
-        state = np.asarray(state, dtype=np.float64)
-        if state.shape != (STATE_DIM,):
-            raise PolicyError(f"state has shape {state.shape}; expected ({STATE_DIM},), the joints and the gripper")
-        bad = np.flatnonzero(~np.isfinite(state))
-        if len(bad):
-            raise PolicyError(f"state[{bad[0]}] is {state[bad[0]]}; give a finite state")
-        if not clean_instruction(instruction).strip():
-            raise PolicyError(f"instruction is {instruction!r}; give a text that says what to do")
-        normalized = self.norm_stats.state.normalize(state)
         try:
-            tokens, mask = self.tokenizer.encode(build_prompt(instruction, normalized))
-        except (PromptError, TokenizerError) as error:
-            raise PolicyError(f"instruction {instruction[:60]!r}: {error}") from error
-        images = {slot: self._image(role, views) for slot, role in self.slots.items()}
-        return Observation(
-            images=images,
-            image_masks={slot: torch.ones(1, dtype=torch.bool) for slot in images},
-            state=torch.from_numpy(normalized).float()[None],
-            tokenized_prompt=torch.from_numpy(tokens)[None],
-            tokenized_prompt_mask=torch.from_numpy(mask)[None],
-        ).to(self.model.device)
+            encoded = self.inputs.encode(views, state, instruction)
+        except InputError as error:
+            raise PolicyError(str(error)) from error
+        return collate_inputs([encoded], self.model.config).to(self.model.device)
 
     def infer(self, views: Mapping[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> np.ndarray:
         """A chunk of actions.
@@ -268,18 +246,6 @@ class Policy:
             )
         actions[:, NUM_JOINTS] = actions[:, NUM_JOINTS].clip(0.0, 1.0)
         return actions
-
-    def _image(self, role: CameraRole, views: Mapping[CameraRole, np.ndarray]) -> torch.Tensor:
-        """(1, 3, S, S) float32 in [-1, 1]."""
-        if role not in views:
-            have = ", ".join(CameraRole(view).value for view in views) or "none"
-            raise PolicyError(f"view {role.value!r} is missing (given: {have}); the policy needs it")
-        try:
-            image = resize_with_pad(views[role], self.config.vision.image_size)
-        except ValueError as error:
-            raise PolicyError(f"view {role.value!r}: {error}") from error
-        pixels = image.astype(np.float32) / 255.0 * 2.0 - 1.0
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()[None]
 
 
 def _require_device(device: str) -> None:

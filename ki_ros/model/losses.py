@@ -101,7 +101,7 @@ def prediction_rows(prefix_mask: Tensor, length: int) -> Tensor:
     """
     batch, prefix = prefix_mask.shape
     index = torch.arange(prefix, device=prefix_mask.device)
-    last = torch.where(prefix_mask, index, -1).max(dim=1, keepdim=True).values
+    last = F.pad(torch.where(prefix_mask, index, -1), (1, 0), value=-1).max(dim=1, keepdim=True).values
     if bool((last < 0).any()):
         row = int((last < 0).nonzero()[0, 0])
         raise ObservationError(f"row {row} has neither a view nor a prompt; give it at least one of them")
