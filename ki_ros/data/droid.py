@@ -1,8 +1,8 @@
 """Episodes of the DROID dataset as files: states, instruction and camera images at 15 Hz.
 
-A directory holds `episode_NNN.npz` (`state`, (T, 8): joint positions [rad] and the gripper's closedness),
-A directory holds `episode_NNN.npz` (`state`, (T, 8): joint positions [rad] and gripper closedness),
-and camera.
+A directory holds `episode_NNN.npz` (`state`, (T, 8): joint positions [rad] and gripper closedness), `episodes.json`
+(by episode: `task`, the instruction) and, where there are images, `images/episode_NNN/`, one file for each step and
+camera.
 """
 
 from __future__ import annotations
