@@ -6,19 +6,21 @@ LeRobot normalises pi05 by `2 (x - q01) / (q99 - q01) - 1`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ki_ros.model.config import KIConfig
 from ki_ros.model.interchange.documents import encode, read_object
 from ki_ros.model.interchange.errors import InterchangeError
 from ki_ros.model.interchange.foreign import Foreign
 from ki_ros.model.interchange.norm_stats import STATISTICS
+from ki_ros.model.interchange.stream import StreamedTensor, write_safetensors
 from ki_ros.rig import STATE_DIM
 
 KEYS = {"state": "observation.state", "actions": "action"}
@@ -60,11 +62,11 @@ def write(directory: Path, config: KIConfig, features: dict[str, Any], statistic
         features: LeRobot's features of inputs and outputs, by key.
         statistics: of states and actions.
     """
-    state = {
-        f"{KEYS[quantity]}.{name}": torch.from_numpy(vector.copy())
+    state = [
+        StreamedTensor(f"{KEYS[quantity]}.{name}", "F64", vector.shape, partial(_bytes, vector))
         for quantity, of_quantity in statistics.items()
         for name, vector in of_quantity.items()
-    }
+    ]
     normalization = {"eps": 1e-8, "norm_map": NORM_MAP}
     action = KEYS["actions"]
     before = [
@@ -96,7 +98,7 @@ def write(directory: Path, config: KIConfig, features: dict[str, Any], statistic
             entry: dict[str, Any] = {"registry_name": step, "config": values}
             if step in (_NORMALIZER, _UNNORMALIZER):
                 entry["state_file"] = f"{name}_step_{index}_{step}.safetensors"
-                save_file(state, directory / entry["state_file"])
+                write_safetensors(directory / entry["state_file"], state)
             entries.append(entry)
         (directory / f"{name}.json").write_bytes(encode({"name": name, "steps": entries}))
 
@@ -197,3 +199,7 @@ def _vector(file: Path, name: str, tensor: torch.Tensor) -> np.ndarray:
             f"{file}: {name} has shape {list(tensor.shape)} and dtype {tensor.dtype}; expected one vector of floats"
         )
     return tensor.double().numpy()
+
+
+def _bytes(vector: np.ndarray) -> Iterator[memoryview]:
+    yield memoryview(vector.astype("<f8").view(np.uint8))

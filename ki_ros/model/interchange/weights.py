@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -120,7 +121,7 @@ class Weights:
                 prefix + (_EMBEDDING_ALIAS if name == _EMBEDDING else name),
                 _NAMES[target.dtype],
                 target.source.shape,
-                lambda target=target: self._pieces(target),
+                partial(self._pieces, target),
             )
             for name, target in self._targets.items()
         ]
