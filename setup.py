@@ -14,7 +14,8 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/ki_ros"]),
         ("share/ki_ros", ["package.xml"]),
-        ("share/ki_ros/config", glob("config/*")),
+        ("share/ki_ros/config", glob("config/*.*")),
+        ("share/ki_ros/config/train", glob("config/train/*")),
         ("share/ki_ros/models/ki_tiny", glob("models/ki_tiny/*")),
     ],
     install_requires=[
@@ -25,6 +26,7 @@ setup(
         "rich>=13,<16",
         "safetensors>=0.4.3,<1",
         "sentencepiece>=0.2,<1",
+        "tokenizers>=0.20,<1",
         "torch>=2.6,<3",
         "transformers>=4.53,<6",
         "tyro>=0.9,<2",
@@ -32,9 +34,10 @@ setup(
     extras_require={
         # The MJCF models and meshes come with the gym-hil wheel, which scripts/setup installs without its dependencies.
         "sim": ["matplotlib>=3.8,<4", "mujoco>=3.2,<3.9"],
-        "train": ["matplotlib>=3.8,<4"],
+        "train": ["matplotlib>=3.8,<4", "peft>=0.15,<1", "pydantic>=2.7,<3", "tensorboard>=2.16,<3"],
         "test": [
             "hypothesis>=6.100,<7",
+            "scipy>=1.11,<2",
             "import-linter>=2,<3",
             "pytest>=8,<10",
             "pytest-timeout>=2.3,<3",

@@ -49,6 +49,24 @@ class Replay:
     """Write the figures of the run to this file."""
 
 
+@dataclass
+class Train:
+    """Train a policy. Under torchrun, all processes take part: torchrun --nproc-per-node 8 -m ki_ros.cli train ..."""
+
+    config: Annotated[Path, tyro.conf.Positional]
+    """The run, as YAML; config/train has examples."""
+    set: tuple[str, ...] = ()
+    """Fields to set on top of the file, such as optimizer.learning_rate=1e-4."""
+    output: Path | None = None
+    """Directory of the run; the file's when left out."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the output."""
+    dry_run: bool = False
+    """Print what the run needs in memory, for each way to spread it, and allocate nothing."""
+    json: Path | None = None
+    """Write the figures to this file too."""
+
+
 def _up_arguments() -> type:
     """The settings of the graph as a command line: the same names and descriptions as the launch file's arguments."""
     hints = get_type_hints(bringup.Settings)
@@ -68,6 +86,7 @@ Command = (
     Annotated[Up, tyro.conf.subcommand("up")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
 )
 
 
@@ -88,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _run(command: Demo | Replay | Up) -> int:
+def _run(command: Command) -> int:
     # Imported here, so that `ki-ros --help` needs neither ROS nor torch.
     if isinstance(command, Demo):
         from ki_ros.commands.demo import demo
@@ -98,6 +117,10 @@ def _run(command: Demo | Replay | Up) -> int:
         from ki_ros.commands.replay import replay
 
         return replay(**vars(command))
+    if isinstance(command, Train):
+        from ki_ros.commands.train import train
+
+        return train(**vars(command))
     from ki_ros.commands.up import up
 
     return up(bringup.Settings(**vars(command)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ki_ros.model.checkpoint import CONFIG_FILE, load_checkpoint, read_config, stored_action_dim
+from ki_ros.model.checkpoint import load_checkpoint, resolve_config
 from ki_ros.model.config import KIConfig
 from ki_ros.model.inputs import InputError, PolicyInputs, collate_inputs
 from ki_ros.model.model import KIModel
@@ -275,23 +274,7 @@ def _config(preset: str | None, checkpoint: str | Path | None) -> tuple[KIConfig
     if checkpoint is None:
         assert fallback is not None
         return fallback, False
-    path = Path(checkpoint)
-    beside = (path if path.is_dir() else path.parent) / CONFIG_FILE
-    if fallback is None or _is_ours(beside):
-        return read_config(path), True
-    # Public checkpoints do not say what they are; only the padding of their actions may differ from the preset's.
-    return replace(fallback, action_dim=stored_action_dim(path)), False
-
-
-def _is_ours(file: Path) -> bool:
-    """Whether a `config.json` means to be a KIConfig, and so must be a right one; others are another program's."""
-    if not file.is_file():
-        return False
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return True
-    return isinstance(values, dict) and not {"vision", "language", "expert"}.isdisjoint(values)
+    return resolve_config(checkpoint, fallback)
 
 
 def _find(directories: list[Path], patterns: tuple[str, ...]) -> Path | None:

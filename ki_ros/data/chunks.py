@@ -109,6 +109,15 @@ class DroidChunks:
         """
         return np.concatenate([episode.states for episode in self._loaded]), np.concatenate(self._steps)
 
+    def chunks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (N, H, 8) float64 and masks (N, H) of all samples, in their order. No image is opened."""
+        rows, masks = [], []
+        for held, steps in zip(self._held, self._steps, strict=True):
+            start = np.arange(len(steps))[:, None] + np.arange(self.horizon)
+            rows.append(held[start])
+            masks.append(start < len(steps))
+        return np.concatenate(rows), np.concatenate(masks)
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 

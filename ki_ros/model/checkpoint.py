@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ki_ros.model.config import ConfigError, KIConfig
 from ki_ros.model.model import KIModel
@@ -100,20 +100,51 @@ def save_checkpoint(model: KIModel, directory: str | Path) -> None:
 
     Both files are complete on disk before either takes the place of an older one.
     """
+    write_checkpoint(dict(model.state_dict()), model.config, directory)
+
+
+def write_checkpoint(tensors: Mapping[str, Tensor], config: KIConfig, directory: str | Path) -> None:
+    """As `save_checkpoint`, of weights by the names that a model of that configuration has."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     # openpi and LeRobot both store the tied tensor under its head's name.
-    tensors[_EMBEDDING_ALIAS] = tensors.pop(_EMBEDDING)
+    stored[_EMBEDDING_ALIAS] = stored.pop(_EMBEDDING)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as temporary:
-        weights, config = Path(temporary, WEIGHTS_FILE), Path(temporary, CONFIG_FILE)
-        save_file(tensors, weights, metadata={"format": "pt"})
-        config.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        for file in (weights, config):
+        weights, configuration = Path(temporary, WEIGHTS_FILE), Path(temporary, CONFIG_FILE)
+        save_file(stored, weights, metadata={"format": "pt"})
+        configuration.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        for file in (weights, configuration):
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         os.replace(weights, directory / WEIGHTS_FILE)
-        os.replace(config, directory / CONFIG_FILE)
+        os.replace(configuration, directory / CONFIG_FILE)
+
+
+def resolve_config(path: str | Path, fallback: KIConfig | None) -> tuple[KIConfig, bool]:
+    """The configuration of a checkpoint, and whether it is its own.
+
+    Public checkpoints do not say what they are: `fallback` says it for them, but for the padding of their actions.
+
+    Raises:
+        CheckpointError: as `read_config`; no fallback where one is needed.
+    """
+    path = Path(path)
+    beside = (path if path.is_dir() else path.parent) / CONFIG_FILE
+    if fallback is None or _is_ours(beside):
+        return read_config(path), True
+    return replace(fallback, action_dim=stored_action_dim(path)), False
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a `config.json` means to be a KIConfig, and so must be a right one; others are another program's."""
+    if not file.is_file():
+        return False
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return True
+    return isinstance(values, dict) and not {"vision", "language", "expert"}.isdisjoint(values)
 
 
 def read_config(path: str | Path) -> KIConfig:

@@ -75,6 +75,7 @@ class KIModel(nn.Module):
         noise: Tensor | None = None,
         num_steps: int = 10,
         generator: torch.Generator | None = None,
+        views_required: bool = True,
     ) -> Tensor:
         """Actions by Euler integration of the flow from noise.
 
@@ -83,6 +84,8 @@ class KIModel(nn.Module):
             noise: (B, H, D), the starting point; drawn from `generator` (torch's default one if None) when left out.
             num_steps: evaluations of the expert.
             generator: on any device; the noise is drawn there.
+            views_required: whether a row without any view is refused. An arm must not be moved blindly; a model that
+                is trained on states alone can be evaluated.
 
         Returns:
             (B, H, D) float32, normalised actions.
@@ -95,7 +98,7 @@ class KIModel(nn.Module):
         if noise is None:
             noise = torch.randn(shape, generator=generator, device=generator.device if generator else self.device)
         _require_shape("noise", noise, shape)
-        cache = self.encode_prefix(observation)
+        cache = self.encode_prefix(observation, views_required=views_required)
         noise = noise.to(device=self.device, dtype=torch.float32)
         return integrate(lambda x, time: self.velocity_from_cache(cache, x, time), noise, num_steps)
 
@@ -109,9 +112,9 @@ class KIModel(nn.Module):
             return self.velocity_from_cache(self.encode_prefix(observation), x_t, time)
         return self.joint(observation, x_t, time).velocity
 
-    def encode_prefix(self, observation: Observation) -> PrefixCache:
+    def encode_prefix(self, observation: Observation, *, views_required: bool = True) -> PrefixCache:
         """Keys and values of the views and the prompt, computed once per observation."""
-        prefix = self.embed_prefix(observation)
+        prefix = self.embed_prefix(observation, views_required=views_required)
         return self.paligemma_with_expert.encode_prefix(prefix.embeddings, prefix.mask)
 
     def velocity_from_cache(self, cache: PrefixCache, x_t: Tensor, time: Tensor) -> Tensor:

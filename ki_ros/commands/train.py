@@ -1,0 +1,44 @@
+"""`ki-ros train`: a policy from demonstrations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ki_ros.commands.files import write_json
+from ki_ros.commands.memory import show_memory
+from ki_ros.training.config import TrainConfigError, load
+from ki_ros.training.trainer import train as run
+
+console = Console()
+
+
+def train(
+    *, config: Path, set: tuple[str, ...], output: Path | None, resume: bool, dry_run: bool, json: Path | None
+) -> int:
+    """Trains, or says what it would need; returns the exit status. Arguments as in `ki_ros.cli.Train`.
+
+    Raises:
+        ValueError, OSError, RuntimeError: see `ki_ros.training.trainer.train`.
+    """
+    overrides = [*set, *([f"output={output}"] if output is not None else [])]
+    settings = load(config, overrides)
+    if dry_run:
+        return show_memory(settings, json)
+    if json is not None and json.is_dir():
+        raise TrainConfigError(f"json is {json}, a directory; give a file")
+    outcome = run(settings, resume=resume, console=console)
+    state = "interrupted" if outcome.interrupted else "done"
+    console.print(f"{state} at step {outcome.step}: {outcome.checkpoint}", soft_wrap=True)
+    if json is not None:
+        write_json(
+            json,
+            {
+                "step": outcome.step,
+                "interrupted": outcome.interrupted,
+                "checkpoint": str(outcome.checkpoint),
+                "evaluation": outcome.evaluation,
+            },
+        )
+    return 130 if outcome.interrupted else 0

@@ -1,0 +1,198 @@
+"""What a run needs beside weights: data, statistics, tokenizers. Made once, at the run's start, and kept with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from ki_ros.data.chunks import DroidChunks
+from ki_ros.data.pointing import Pointing
+from ki_ros.data.statistics import compute_norm_stats
+from ki_ros.model.config import KIConfig
+from ki_ros.model.fast import FASTTokenizer, FASTVocabulary, TokenizeFASTInputs
+from ki_ros.model.inputs import PolicyInputs
+from ki_ros.model.normalize import NormStats
+from ki_ros.model.tokenizer import PALIGEMMA_SOURCES, PromptTokenizer
+from ki_ros.rig import STATE_DIM, CameraRole
+from ki_ros.sample import SampleSource
+from ki_ros.share import find_share
+from ki_ros.training.batches import SampleEncoder
+from ki_ros.training.config import DroidData, TrainConfig, TrainConfigError, episode_numbers
+
+NORM_STATS_FILE = "norm_stats.json"
+TOKENIZER_FILE = "tokenizer.model"
+FAST_DIRECTORY = "fast"
+_FIT_CHUNKS = 50_000
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Training data, held-out data if there are any, and the cameras that a sample must have."""
+
+    train: DroidChunks | Pointing
+    held_out: SampleSource | None
+    views: tuple[CameraRole, ...]
+    whole: bool
+    """Whether every sample has all views."""
+
+
+def open_sources(config: TrainConfig, model: KIConfig) -> Sources:
+    """The data of a run.
+
+    Raises:
+        ValueError: an episode that is missing or incomplete; ranges that overlap; an action space that is not the
+            model's.
+    """
+    data = config.data
+    if isinstance(data, DroidData):
+        train = episode_numbers(data.train, "data.train")
+        held_out = episode_numbers(data.held_out, "data.held_out") if data.held_out else []
+        if both := sorted(set(train) & set(held_out)):
+            raise TrainConfigError(f"data.held_out is {data.held_out!r}; episode {both[0]} is in data.train as well")
+
+        def chunks(numbers: list[int]) -> DroidChunks:
+            return DroidChunks(
+                data.directory,
+                numbers,
+                horizon=model.action_horizon,
+                action_space=data.action_space,
+                views=data.views,
+                missing_views=data.missing_views,
+            )
+
+        sources = Sources(
+            chunks(train), chunks(held_out) if held_out else None, data.views, data.missing_views == "refuse"
+        )
+    else:
+        views = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
+        first, other = (
+            Pointing(count, seed=seed, side=data.side, horizon=model.action_horizon)
+            for count, seed in ((data.train, data.seed), (data.held_out, data.seed + 1))
+        )
+        sources = Sources(first, other, views, True)
+    if sources.train.action_space is not model.action_space:
+        raise TrainConfigError(
+            f"the data's action_space is {sources.train.action_space.value!r}, the model's "
+            f"{model.action_space.value!r}; set model.changes.action_space or the data's"
+        )
+    if not len(sources.train):
+        raise TrainConfigError("the training data are empty; give at least one sample")
+    return sources
+
+
+def prepare_assets(config: TrainConfig, sources: Sources, console: Console) -> Path:
+    """Writes the run's statistics and tokenizers below its output; returns their directory.
+
+    Raises:
+        ValueError: a file that is missing or wrong.
+    """
+    directory = config.output / "assets"
+    temporary = config.output / ".assets"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    _write_norm_stats(config, sources, temporary / NORM_STATS_FILE)
+    shutil.copyfile(_tokenizer_file(config), temporary / TOKENIZER_FILE)
+    if config.fast_tokenizer == "fit":
+        stats = NormStats.load(temporary / NORM_STATS_FILE)
+        chunks = _whole_chunks(sources.train, stats)
+        with console.status(f"fitting a FAST tokenizer to {len(chunks)} chunks"):
+            tokenizer = FASTTokenizer.fit(chunks, vocab_size=config.fast_vocab_size)
+        saturated = tokenizer.encode_batch(chunks).saturated
+        console.print(f"FAST tokenizer: {tokenizer.vocab_size} tokens from {len(chunks)} chunks, {saturated} saturated")
+    else:
+        tokenizer = FASTTokenizer.from_directory(config.fast_tokenizer)
+    tokenizer.save(temporary / FAST_DIRECTORY)
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.rename(directory)
+    return directory
+
+
+def make_encoder(
+    config: TrainConfig, model: KIConfig, assets: Path, sources: Sources, *, training: bool
+) -> SampleEncoder:
+    """The encoder of a run's samples: with augmentation and `flow_samples` in training, without and one otherwise."""
+    stats = NormStats.load(assets / NORM_STATS_FILE)
+    inputs = PolicyInputs(model, stats, PromptTokenizer(assets / TOKENIZER_FILE, model.max_token_len))
+    tokenizer = FASTTokenizer.from_directory(assets / FAST_DIRECTORY)
+    vocabulary = fast_vocabulary(model, tokenizer)
+    if vocabulary.lowest_id < inputs.tokenizer.vocab_size and vocabulary.backbone_vocab_size < 256_000:
+        raise TrainConfigError(
+            f"{tokenizer.vocab_size} FAST tokens reach down to id {vocabulary.lowest_id}, but the prompt's tokenizer "
+            f"has {inputs.tokenizer.vocab_size} pieces; enlarge language.vocab_size or lower fast_vocab_size"
+        )
+    fast = TokenizeFASTInputs(
+        tokenizer=tokenizer, vocabulary=vocabulary, action_dim=STATE_DIM, max_tokens=config.fast_max_tokens
+    )
+    return SampleEncoder(
+        model,
+        inputs,
+        fast,
+        views=sources.views,
+        require_views=sources.whole,
+        flow_samples=config.flow_samples if training else 1,
+        augment=config.augment if training else None,
+    )
+
+
+def fast_vocabulary(model: KIConfig, tokenizer: FASTTokenizer) -> FASTVocabulary:
+    """Where a tokenizer's ids lie in a model's vocabulary."""
+    return FASTVocabulary(
+        backbone_vocab_size=model.language.vocab_size, skip=model.fast_skip_tokens, size=tokenizer.vocab_size
+    )
+
+
+def _write_norm_stats(config: TrainConfig, sources: Sources, file: Path) -> None:
+    if config.norm_stats == "data":
+        states, actions = sources.train.states_and_actions()
+        file.write_text(json.dumps(compute_norm_stats(states, actions), indent=1) + "\n", encoding="utf-8")
+        return
+    if config.norm_stats == "checkpoint":
+        assert config.model.init is not None
+        beside = _directory(config.model.init)
+        found = [*beside.glob(NORM_STATS_FILE), *beside.glob(f"assets/*/{NORM_STATS_FILE}")]
+        if len(found) != 1:
+            raise TrainConfigError(
+                f"norm_stats is 'checkpoint', but {beside} has {len(found)} of them; give the path of one, or 'data'"
+            )
+        given = found[0]
+    else:
+        given = Path(config.norm_stats)
+    NormStats.load(given)
+    shutil.copyfile(given, file)
+
+
+def _tokenizer_file(config: TrainConfig) -> Path:
+    if config.tokenizer is not None:
+        return config.tokenizer
+    places = []
+    if config.model.init is not None:
+        places.append(_directory(config.model.init))
+    if config.model.preset is not None:
+        with contextlib.suppress(FileNotFoundError):
+            places.append(find_share("models", config.model.preset))
+    for place in places:
+        if (place / TOKENIZER_FILE).is_file():
+            return place / TOKENIZER_FILE
+    raise TrainConfigError(
+        f"tokenizer is missing, and there is no {TOKENIZER_FILE} in {', '.join(map(str, places)) or 'any place'}; "
+        f"give its path. {PALIGEMMA_SOURCES}"
+    )
+
+
+def _directory(checkpoint: Path) -> Path:
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent
+
+
+def _whole_chunks(source: DroidChunks | Pointing, stats: NormStats) -> np.ndarray:
+    """Normalised chunks (N, H, 8) without a step past the end; of a large source, every so many."""
+    actions, mask = source.chunks()
+    whole = actions[mask.all(1)]
+    if not len(whole):
+        raise TrainConfigError("no chunk of the training data lies within its episode; give longer episodes")
+    return stats.actions.normalize(whole[:: max(1, len(whole) // _FIT_CHUNKS)])

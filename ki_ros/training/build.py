@@ -1,0 +1,60 @@
+"""The model of a run: its configuration, its weights, and what of it is trained."""
+
+from __future__ import annotations
+
+import torch
+
+from ki_ros.model.checkpoint import load_checkpoint, resolve_config
+from ki_ros.model.config import KIConfig
+from ki_ros.model.model import KIModel
+from ki_ros.training.config import TrainConfig, TrainConfigError, model_config
+from ki_ros.training.lora import add_adapters, part_prefix
+
+
+def resolve_model(config: TrainConfig) -> KIConfig:
+    """The model's configuration.
+
+    Raises:
+        ConfigError, CheckpointError: a preset, checkpoint or field that is not there or wrong.
+    """
+    source = config.model
+    base = KIConfig.from_preset(source.preset) if source.preset is not None else None
+    if source.init is not None:
+        base, _ = resolve_config(source.init, base)
+    assert base is not None
+    return model_config(source, base)
+
+
+def build_model(config: TrainConfig, model_config: KIConfig, device: torch.device) -> KIModel:
+    """The model in float32 on a device, with what is not trained frozen.
+
+    Without `model.init` its weights depend on the seed alone. Adapters, too.
+
+    Raises:
+        CheckpointError: weights that do not fit.
+        TrainConfigError: nothing would be trained.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if config.model.init is None:
+            model = KIModel(model_config)
+        else:
+            model = load_checkpoint(config.model.init, model_config)
+            # Weights that are mapped from a file must not be written to.
+            for parameter in model.parameters():
+                parameter.data = parameter.data.clone()
+        frozen = tuple(part_prefix(part) for part in config.freeze)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(frozen) if frozen else True)
+        if config.lora is not None:
+            add_adapters(model, config.lora)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise TrainConfigError(f"freeze is {list(config.freeze)}: nothing is left to train; leave a part out of it")
+    model.to(device).train()
+    if config.activation_checkpointing:
+        for pair in model.paligemma_with_expert.pairs:
+            pair.activation_checkpointing = True
+        model.paligemma_with_expert.backbone.vision_tower.vision_model.gradient_checkpointing_enable(
+            {"use_reentrant": False}
+        )
+    return model

@@ -1,0 +1,137 @@
+"""Held-out data: both losses, and how far the sampled actions are from those that were taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ki_ros.model.decoding import decode_fast_actions
+from ki_ros.model.fast import FASTDecodeError, FASTTokenizer
+from ki_ros.model.losses import LossCounts
+from ki_ros.model.model import KIModel
+from ki_ros.rig import STATE_DIM
+from ki_ros.training.assets import fast_vocabulary
+from ki_ros.training.batches import TrainingBatch
+from ki_ros.training.distributed import Parallel, World
+
+
+class FASTDecoder:
+    """Actions as the backbone says them.
+
+    Args:
+        model: whole in this process.
+        tokenizer: of its FAST tokens.
+        max_tokens: most tokens of a chunk, its end included.
+    """
+
+    def __init__(self, model: KIModel, tokenizer: FASTTokenizer, max_tokens: int) -> None:
+        self._model, self._tokenizer, self._max_tokens = model, tokenizer, max_tokens
+        self._vocabulary = fast_vocabulary(model.config, tokenizer)
+
+    def __call__(self, batch: TrainingBatch) -> list[Tensor | None]:
+        """Normalised actions (H, 8) of each row; None where its tokens are malformed."""
+        vocabulary = self._vocabulary
+        rows = decode_fast_actions(
+            self._model,
+            batch.observation,
+            allowed=range(vocabulary.lowest_id, vocabulary.highest_id + 1),
+            eos_id=vocabulary.eos_id,
+            max_tokens=self._max_tokens,
+        )
+        return [self._actions(ids) for ids in rows]
+
+    def _actions(self, ids: list[int]) -> Tensor | None:
+        if ids[-1] != self._vocabulary.eos_id:
+            return None
+        try:
+            tokens = self._vocabulary.from_backbone(ids[:-1])
+            horizon = self._model.config.action_horizon
+            chunk = self._tokenizer.decode(tokens, horizon=horizon, action_dim=STATE_DIM)
+        except FASTDecodeError:
+            return None
+        return torch.from_numpy(chunk).float()
+
+
+def evaluate(
+    parallel: Parallel,
+    batches: Iterator[TrainingBatch],
+    world: World,
+    *,
+    num_steps: int,
+    autocast: Callable[[], torch.autocast],
+    decoder: FASTDecoder | None = None,
+) -> dict[str, float]:
+    """Metrics over all processes' batches.
+
+    Args:
+        parallel: the model; with shards, every process must have as many batches.
+        batches: of `evaluation_batches`.
+        world: the processes.
+        num_steps: integration steps of the sampled actions.
+        autocast: context in which the model computes.
+        decoder: for what the backbone itself would do.
+
+    Returns:
+        `flow_loss`, `fast_loss`, `fast_accuracy`; `action_error`, the mean absolute error of the sampled actions in
+        normalised units over valid steps; with a decoder `fast_action_error` of the backbone's own actions,
+        `fast_disagreement` between these and the sampled ones, and `fast_malformed`, the share of rows whose tokens
+        make no actions.
+    """
+    names = ("flow", "fast", "accuracy", "flow_rows", "fast_rows", "error", "values")
+    totals = dict.fromkeys((*names, "fast_error", "disagreement", "decoded", "malformed"), 0.0)
+    for batch in batches:
+        batch = batch.to(world.device)
+        counts = batch.counts()
+        mask = batch.action_mask
+        with autocast():
+            loss = parallel.call(
+                "compute_loss",
+                batch.observation,
+                batch.actions,
+                action_mask=mask,
+                noise=batch.noise,
+                time=batch.time,
+                counts=LossCounts(1.0, 1.0),
+            )
+            sampled = parallel.call(
+                "sample_actions", batch.observation, noise=batch.noise[:, 0], num_steps=num_steps, views_required=False
+            )
+        error = (sampled - batch.actions)[..., :STATE_DIM].abs()
+        values = [loss.flow_loss, loss.fast_loss, loss.fast_accuracy, *counts[:2]]
+        values += [error[mask].sum(), mask.sum() * STATE_DIM]
+        for name, value in zip(names, values, strict=True):
+            totals[name] += float(value)
+        if decoder is not None:
+            with autocast():
+                decoded = decoder(batch)
+            for row, actions in enumerate(decoded):
+                if not bool(mask[row].all()):
+                    continue
+                if actions is None:
+                    totals["malformed"] += 1
+                    continue
+                actions = actions.to(sampled.device)
+                totals["decoded"] += 1
+                totals["fast_error"] += float((actions - batch.actions[row, :, :STATE_DIM]).abs().mean())
+                totals["disagreement"] += float((actions - sampled[row, :, :STATE_DIM]).abs().mean())
+    total = dict(zip(totals, world.sum(list(totals.values())), strict=True))
+
+    def ratio(above: str, below: str) -> float:
+        return total[above] / total[below] if total[below] else float("nan")
+
+    metrics = {
+        "flow_loss": ratio("flow", "flow_rows"),
+        "fast_loss": ratio("fast", "fast_rows"),
+        "fast_accuracy": ratio("accuracy", "fast_rows"),
+        "action_error": ratio("error", "values"),
+    }
+    if decoder is not None:
+        rows = total["decoded"] + total["malformed"]
+        metrics |= {
+            "fast_action_error": ratio("fast_error", "decoded"),
+            "fast_disagreement": ratio("disagreement", "decoded"),
+            "fast_malformed": total["malformed"] / rows if rows else float("nan"),
+        }
+    return metrics
