@@ -34,7 +34,7 @@ def directory(tmp_path):
     tasks = {}
     rng = np.random.default_rng(5)
     for number, steps in ((3, 4), (8, 2)):
-        np.savez(tmp_path / f"episode_{number:03d}.npz", state=rng.uniform(0, 1, (steps, 8)))
+        np.savez(tmp_path / f"episode_{number:03d}.npz", state=rng.uniform(0.1, 1.0, (steps, 8)))
         tasks[f"episode_{number:03d}"] = {"length": steps, "task": f"task {number}"}
     (tmp_path / "episodes.json").write_text(json.dumps(tasks))
     images = tmp_path / "images" / "episode_003"
@@ -97,6 +97,15 @@ def test_executing_a_chunk_takes_the_arm_along_the_recorded_path(droid, space):
             expected = path[min(step + row + 1, len(path) - 1)]
             np.testing.assert_allclose(joints, expected[:7], rtol=0, atol=1e-12)
             assert action[7] == expected[7]
+
+
+@pytest.mark.parametrize("space", [VELOCITY, POSITION])
+def test_past_the_end_the_gripper_stays_as_it_was(directory, space):
+    last = np.load(directory / "episode_003.npz")["state"][-1]
+    assert last[7] >= 0.1
+    actions = DroidChunks(directory, [3], horizon=6, action_space=space, views=())[1].actions
+    joints = np.zeros(7) if space is VELOCITY else last[:7]
+    np.testing.assert_array_equal(actions[2:], np.tile([*joints, last[7]], (4, 1)))
 
 
 def test_the_mask_tells_the_steps_of_the_episode(droid):
