@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -42,13 +42,13 @@ class MemoryPlan:
         gradients: of what trains. DDP holds no second copy of them if `gradient_as_bucket_view` is set.
         moments: Adam's two.
         averages: of the EMA.
-        weight_copies: weights in the dtype of computation. Autocast keeps one of each matrix that trains until the
-            forward pass ends; FSDP has gathered what belongs to no layer, a layer, and the one that it prefetches.
+        weight_copies: autocast's of matrices, in the dtype of computation, and what FSDP has gathered in float32: the
+            weights that belong to no layer, those of a layer, and of the one that it prefetches.
         activations: what is kept for the backward pass.
         logits: of the FAST rows, in the dtype of computation and in float32 the converted ones, their log-softmax and
             the gradient.
-        working: the gradient of the largest parameter before it is added to the others; FSDP's whole gradients of a
-            layer, of what belongs to none, and of the larger one in float32, to be reduced.
+        working: the gradient of the largest parameter before it is added to the others; with FSDP the whole gradients
+            of a layer and of what belongs to none, and the larger of them again, to be reduced.
     """
 
     strategy: Strategy
@@ -88,6 +88,7 @@ def plan_memory(
     fast_tokens: int,
     views: int,
     flow_samples: int,
+    autocast_cache: bool = True,
 ) -> MemoryPlan:
     """The memory that a run needs on each GPU.
 
@@ -102,10 +103,12 @@ def plan_memory(
         lora_parameters: number of further parameters that train. With them, every layer counts as if it trained, for
             adapters need the same activations.
         activation_checkpointing: whether layers, SigLIP's too, keep only their inputs and are run again.
-        compute_dtype: of autocast or of FSDP's mixed precision; float32 for neither.
+        compute_dtype: of autocast; float32 for none.
         prompt_tokens, fast_tokens: length of the longest prompt and FAST sequence of a batch.
         views: cameras.
         flow_samples: draws of noise per sample.
+        autocast_cache: whether autocast keeps its copies until the forward pass ends (`cache_enabled`), even those of
+            layers that are run again and could do without.
 
     Raises:
         ValueError: a number that is no positive integer, a strategy that is not known or does not fit the number of
@@ -139,10 +142,12 @@ def plan_memory(
     trained = sum(_shard(p, shards) for name, p in model.named_parameters() if trains[name])
     trained += -(-lora_parameters // shards)
     counts = _count(model, trains)
+    copies = counts.cast(activation_checkpointing, autocast_cache) * _extra(compute_dtype)
     if strategy == "fsdp":
-        copies, working = _gathered(counts, compute_dtype)
+        unit = max(counts.units)
+        copies += (counts.rest + 2 * unit) * MASTER_BYTES
+        working = (counts.rest + unit + max(counts.rest, unit)) * MASTER_BYTES
     else:
-        copies = counts.cast(activation_checkpointing) * _extra(compute_dtype)
         working = counts.largest_trained * (MASTER_BYTES + _extra(compute_dtype))
     activations = _activations(
         config,
@@ -207,28 +212,31 @@ class _Counts:
 
     Attributes:
         largest_trained: the largest parameter that trains; 0 if none does.
-        trained_matrices: that train.
-        frozen_matrices: that do not, outside units.
-        frozen_units: likewise, of each unit.
+        loose_matrices: outside units.
+        trained_matrices, frozen_matrices: of each unit, those that train and those that do not.
         units: all parameters of each unit.
         rest: all parameters outside units.
     """
 
     largest_trained: int
-    trained_matrices: int
-    frozen_matrices: int
-    frozen_units: tuple[int, ...]
+    loose_matrices: int
+    trained_matrices: tuple[int, ...]
+    frozen_matrices: tuple[int, ...]
     units: tuple[int, ...]
     rest: int
 
-    def cast(self, activation_checkpointing: bool) -> int:
+    def cast(self, activation_checkpointing: bool, cache: bool) -> int:
         """How many parameters autocast has a copy of at once.
 
-        Its cache holds those that train; of the others autograd keeps what it needs, which is nothing of a layer that
-        is run again.
+        Autograd keeps copies, but of a unit that is run again only until that is done. The cache keeps those that
+        train, wherever they are.
         """
-        frozen = max(self.frozen_units) if activation_checkpointing else sum(self.frozen_units)
-        return self.trained_matrices + self.frozen_matrices + frozen
+        units = tuple(zip(self.trained_matrices, self.frozen_matrices, strict=True))
+        if not activation_checkpointing:
+            return self.loose_matrices + sum(map(sum, units))
+        if not cache:
+            return self.loose_matrices + max(map(sum, units))
+        return self.loose_matrices + sum(self.trained_matrices) + max(self.frozen_matrices)
 
 
 def _count(model: KIModel, trains: dict[str, bool]) -> _Counts:
@@ -237,26 +245,19 @@ def _count(model: KIModel, trains: dict[str, bool]) -> _Counts:
     matrices.add(model.paligemma_with_expert.backbone.language_model.embed_tokens.weight)
     units = [set(unit.parameters()) for unit in _units(model)]
     inside = set().union(*units)
-
-    def count(parameters: set[nn.Parameter], trained: bool) -> int:
-        return sum(p.numel() for p in parameters if trains[names[p]] == trained)
-
+    train = {p for p, name in names.items() if trains[name]}
     return _Counts(
-        largest_trained=max((p.numel() for p, name in names.items() if trains[name]), default=0),
-        trained_matrices=count(matrices, True),
-        frozen_matrices=count(matrices - inside, False),
-        frozen_units=tuple(count(matrices & unit, False) for unit in units),
-        units=tuple(sum(p.numel() for p in unit) for unit in units),
-        rest=sum(p.numel() for p in names if p not in inside),
+        largest_trained=max((p.numel() for p in train), default=0),
+        loose_matrices=_elements(matrices - inside),
+        trained_matrices=tuple(_elements(matrices & unit & train) for unit in units),
+        frozen_matrices=tuple(_elements((matrices & unit) - train) for unit in units),
+        units=tuple(map(_elements, units)),
+        rest=_elements(names.keys() - inside),
     )
 
 
-def _gathered(counts: _Counts, compute_dtype: torch.dtype) -> tuple[int, int]:
-    """Of FSDP: bytes of weights that are whole at once, and of their gradients on the way to their shards."""
-    unit, width = max(counts.units), compute_dtype.itemsize
-    copies = (counts.rest + 2 * unit) * width
-    reduced = 0 if compute_dtype == torch.float32 else max(counts.rest, unit) * MASTER_BYTES
-    return copies, (counts.rest + unit) * width + reduced
+def _elements(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 @functools.lru_cache

@@ -110,8 +110,14 @@ def test_warp_shows_the_pixel_that_geometry_says(draws) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("crop", 0.0), ("crop", 1.1), ("rotate_degrees", -1.0), ("brightness", 1.0), ("contrast", -0.1)]
-    + [("saturation", float("nan"))],
+    [
+        ("crop", 0.0),
+        ("crop", 1.1),
+        ("rotate_degrees", -1.0),
+        ("brightness", 1.0),
+        ("contrast", -0.1),
+        ("saturation", float("nan")),
+    ],
 )
 def test_what_no_strength_is_is_refused_by_name(name, value) -> None:
     with pytest.raises(ValueError, match=f"^{name} is {value}"):
