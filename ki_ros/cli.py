@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, Literal, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -67,6 +67,58 @@ class Train:
     """Write the figures to this file too."""
 
 
+@dataclass
+class CheckpointImport:
+    """Take over a public checkpoint: openpi's PyTorch layout or LeRobot's pi05."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Directory of an openpi (PyTorch) or LeRobot pi05 checkpoint."""
+    output: Annotated[Path, tyro.conf.Positional]
+    """New directory of the imported checkpoint."""
+    format: Literal["auto", "openpi", "lerobot"] = "auto"
+    """Layout of the source; auto: recognised by its files."""
+    preset: str = "pi05_droid_ki"
+    """Configuration for what the source does not say."""
+    action_space: str = ""
+    """Action space of a source that does not name its own: joint_velocity or joint_position; empty: the preset's."""
+    norm_stats: Path | None = None
+    """norm_stats.json to use instead of the source's statistics."""
+    tokenizer: Path | None = None
+    """Sentencepiece model to put beside the weights."""
+    dtype: Literal["", "float32", "bfloat16"] = ""
+    """Dtype to cast to; empty: each tensor keeps its own."""
+    overwrite: bool = False
+    """Replace an output that a conversion wrote."""
+
+
+@dataclass
+class CheckpointExport:
+    """Write a checkpoint for openpi or LeRobot."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Directory of a checkpoint of this package."""
+    output: Annotated[Path, tyro.conf.Positional]
+    """New directory of the exported checkpoint."""
+    format: Literal["openpi", "lerobot"]
+    """Layout to write."""
+    asset_id: str = "droid"
+    """Asset id of openpi's training configuration, under which it looks for the statistics."""
+    dtype: Literal["", "float32", "bfloat16"] = ""
+    """Dtype to cast to; empty: each tensor keeps its own."""
+    overwrite: bool = False
+    """Replace an output that a conversion wrote."""
+
+
+@dataclass
+class Checkpoint:
+    """Convert checkpoints from and to other software, without loss."""
+
+    action: (
+        Annotated[CheckpointImport, tyro.conf.subcommand("import")]
+        | Annotated[CheckpointExport, tyro.conf.subcommand("export")]
+    )
+
+
 def _up_arguments() -> type:
     """The settings of the graph as a command line: the same names and descriptions as the launch file's arguments."""
     hints = get_type_hints(bringup.Settings)
@@ -87,6 +139,7 @@ Command = (
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Checkpoint, tyro.conf.subcommand("checkpoint")]
 )
 
 
@@ -117,6 +170,11 @@ def _run(command: Command) -> int:
         from ki_ros.commands.replay import replay
 
         return replay(**vars(command))
+    if isinstance(command, Checkpoint):
+        from ki_ros.commands.checkpoint import export_checkpoint, import_checkpoint
+
+        convert = import_checkpoint if isinstance(command.action, CheckpointImport) else export_checkpoint
+        return convert(**vars(command.action))
     if isinstance(command, Train):
         from ki_ros.commands.train import train
 

@@ -1,1 +1,1 @@
-"""Recorded episodes. Knows no ROS."""
+"""Samples to train on: recorded episodes, their statistics, and a made-up task. Knows no ROS."""

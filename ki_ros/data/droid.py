@@ -72,7 +72,12 @@ class Episode:
             states = arrays["state"].astype(np.float64)
         if states.ndim != 2 or states.shape[1] != STATE_DIM or not np.isfinite(states).all():
             raise EpisodeError(f"{file}: state has shape {states.shape}; expected finite (T, {STATE_DIM})")
-        episodes = json.loads((directory / "episodes.json").read_text(encoding="utf-8"))
+        listing = directory / "episodes.json"
+        if not listing.is_file():
+            raise EpisodeError(f"{listing} does not exist; it holds the instruction of each episode as its `task`")
+        episodes = json.loads(listing.read_text(encoding="utf-8"))
+        if "task" not in episodes.get(name, {}):
+            raise EpisodeError(f"{listing} has no task of {name}; add it, or leave the episode out")
         images = {role: _files(directory / "images" / name, camera) for role, camera in CAMERAS.items()}
         for role, files in images.items():
             if files and len(files) != len(states):

@@ -28,9 +28,9 @@ OTHER_WEIGHTS_FILE = "weights.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
 
-_EMBEDDING = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
-_EMBEDDING_ALIAS = "paligemma_with_expert.paligemma.lm_head.weight"
-_DEAD = "paligemma_with_expert.gemma_expert.lm_head.weight"
+EMBEDDING = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
+EMBEDDING_ALIAS = "paligemma_with_expert.paligemma.lm_head.weight"
+DEAD = "paligemma_with_expert.gemma_expert.lm_head.weight"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _LISTED = 8
 
@@ -40,7 +40,7 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Stored:
+class StoredTensor:
     """A tensor in a file: under which name there, in which file, its shape and its safetensors dtype."""
 
     name: str
@@ -73,17 +73,17 @@ def load_checkpoint(
     path = Path(path)
     if config is None:
         config = read_config(path)
-    stored = _read_headers(_weight_files(path))
+    stored = read_headers(weight_files(path))
     with torch.device("meta"):
         model = KIModel(config)
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    alias = stored.pop(_EMBEDDING_ALIAS, None)
+    alias = stored.pop(EMBEDDING_ALIAS, None)
     if alias is not None:
-        _require_same_embedding(path, alias, stored.setdefault(_EMBEDDING, alias))
-    stored.pop(_DEAD, None)
-    _require_match(path, expected, stored)
+        require_same_embedding(path, alias, stored.setdefault(EMBEDDING, alias))
+    stored.pop(DEAD, None)
+    require_match(path, expected, stored)
     with ExitStack() as stack:
-        files = {file: stack.enter_context(_open(file)) for file in {tensor.file for tensor in stored.values()}}
+        files = {file: stack.enter_context(open_weights(file)) for file in {tensor.file for tensor in stored.values()}}
         for name in expected:
             source = stored[name]
             tensor = files[source.file].get_tensor(source.name)
@@ -109,10 +109,12 @@ def write_checkpoint(tensors: Mapping[str, Tensor], config: KIConfig, directory:
     directory.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     # openpi and LeRobot both store the tied tensor under its head's name.
-    stored[_EMBEDDING_ALIAS] = stored.pop(_EMBEDDING)
+    stored[EMBEDDING_ALIAS] = stored.pop(EMBEDDING)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as temporary:
         weights, configuration = Path(temporary, WEIGHTS_FILE), Path(temporary, CONFIG_FILE)
         save_file(stored, weights, metadata={"format": "pt"})
+        # safetensors makes files that nobody else may read.
+        weights.chmod(0o644)
         configuration.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
         for file in (weights, configuration):
             with file.open("rb") as written:
@@ -173,13 +175,13 @@ def stored_action_dim(path: str | Path) -> int:
         CheckpointError: as `load_checkpoint`.
     """
     path = Path(path)
-    tensor = _read_headers(_weight_files(path)).get("action_out_proj.bias")
+    tensor = read_headers(weight_files(path)).get("action_out_proj.bias")
     if tensor is None or len(tensor.shape) != 1:
         raise CheckpointError(f"{path} holds no action_out_proj.bias; give a pi0.5 checkpoint")
     return tensor.shape[0]
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a safetensors file or a directory that holds one")
     if path.is_file():
@@ -204,23 +206,23 @@ def _weight_files(path: Path) -> list[Path]:
     return [path / name for name in names]
 
 
-def _open(file: Path) -> Any:
+def open_weights(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is not a whole safetensors file ({error}); copy or write it again") from error
 
 
-def _read_headers(files: Iterable[Path]) -> dict[str, _Stored]:
+def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
     """The tensors of all files by openpi's name."""
-    found: list[_Stored] = []
+    found: list[StoredTensor] = []
     for file in files:
-        with _open(file) as handle:
+        with open_weights(file) as handle:
             for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                 view = handle.get_slice(name)
-                found.append(_Stored(name, file, tuple(view.get_shape()), view.get_dtype()))
+                found.append(StoredTensor(name, file, tuple(view.get_shape()), view.get_dtype()))
     prefix = "model." if found and all(tensor.name.startswith("model.") for tensor in found) else ""
-    stored: dict[str, _Stored] = {}
+    stored: dict[str, StoredTensor] = {}
     for tensor in found:
         name = tensor.name.removeprefix(prefix)
         if name in stored:
@@ -231,10 +233,10 @@ def _read_headers(files: Iterable[Path]) -> dict[str, _Stored]:
     return stored
 
 
-def _require_same_embedding(path: Path, alias: _Stored, embedding: _Stored) -> None:
+def require_same_embedding(path: Path, alias: StoredTensor, embedding: StoredTensor) -> None:
     if alias is embedding:
         return
-    with _open(alias.file) as first, _open(embedding.file) as second:
+    with open_weights(alias.file) as first, open_weights(embedding.file) as second:
         if alias.shape != embedding.shape or not torch.equal(
             first.get_tensor(alias.name), second.get_tensor(embedding.name)
         ):
@@ -244,7 +246,7 @@ def _require_same_embedding(path: Path, alias: _Stored, embedding: _Stored) -> N
             )
 
 
-def _require_match(path: Path, expected: dict[str, tuple[int, ...]], stored: dict[str, _Stored]) -> None:
+def require_match(path: Path, expected: dict[str, tuple[int, ...]], stored: dict[str, StoredTensor]) -> None:
     problems = []
     missing = [name for name in expected if name not in stored]
     if missing:

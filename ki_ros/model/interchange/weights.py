@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from ki_ros.model.checkpoint import (
-    _DEAD,
-    _EMBEDDING,
-    _EMBEDDING_ALIAS,
+    DEAD,
+    EMBEDDING,
+    EMBEDDING_ALIAS,
     INDEX_FILE,
-    _open,
-    _read_headers,
-    _require_match,
-    _require_same_embedding,
-    _Stored,
-    _weight_files,
+    StoredTensor,
+    open_weights,
+    read_headers,
+    require_match,
+    require_same_embedding,
+    weight_files,
 )
 from ki_ros.model.config import KIConfig
 from ki_ros.model.interchange.errors import InterchangeError
@@ -32,7 +32,7 @@ from ki_ros.model.model import KIModel
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What weights can be converted to."""
 
-DEAD_HEAD = _DEAD
+DEAD_HEAD = DEAD
 """The expert's language head: every file of openpi and LeRobot holds it, and no computation reads it."""
 
 _TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -43,14 +43,14 @@ _PIECE = 1 << 22
 
 def weight_entries(directory: Path) -> set[str]:
     """Names of the files in a directory that its weights are in, the index of shards included."""
-    files = {file.name for file in _weight_files(directory)}
+    files = {file.name for file in weight_files(directory)}
     return files | ({INDEX_FILE} if INDEX_FILE in {file.name for file in directory.iterdir()} else set())
 
 
 def first_name(directory: Path) -> str:
     """The name of a tensor of the checkpoint, as the file has it."""
-    for file in _weight_files(directory):
-        with _open(file) as handle:
+    for file in weight_files(directory):
+        with open_weights(file) as handle:
             for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                 return name
     raise InterchangeError(f"{directory} holds no tensor; give a pi0.5 checkpoint")
@@ -58,7 +58,7 @@ def first_name(directory: Path) -> str:
 
 @dataclass(frozen=True)
 class _Target:
-    source: _Stored
+    source: StoredTensor
     dtype: torch.dtype
 
 
@@ -78,15 +78,15 @@ class Weights:
     def __init__(self, directory: Path, config: KIConfig, dtype: str | None) -> None:
         if dtype is not None and dtype not in DTYPES:
             raise InterchangeError(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}, or leave it out")
-        stored = _read_headers(_weight_files(directory))
+        stored = read_headers(weight_files(directory))
         with torch.device("meta"):
             model = KIModel(config)
         expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        alias = stored.pop(_EMBEDDING_ALIAS, None)
+        alias = stored.pop(EMBEDDING_ALIAS, None)
         if alias is not None:
-            _require_same_embedding(directory, alias, stored.setdefault(_EMBEDDING, alias))
+            require_same_embedding(directory, alias, stored.setdefault(EMBEDDING, alias))
         dead = stored.pop(DEAD_HEAD, None)
-        _require_match(directory, expected, stored)
+        require_match(directory, expected, stored)
         self.has_dead_head = dead is not None
         self._dead_shape = (config.language.vocab_size, config.expert.width)
         self._targets = {name: _Target(stored[name], _target(name, stored[name], dtype)) for name in expected}
@@ -95,7 +95,7 @@ class Weights:
 
     def __enter__(self) -> Weights:
         files = {target.source.file for target in self._targets.values()}
-        self._handles = {file: self._stack.enter_context(_open(file)) for file in files}
+        self._handles = {file: self._stack.enter_context(open_weights(file)) for file in files}
         return self
 
     def __exit__(
@@ -118,7 +118,7 @@ class Weights:
         """
         tensors = [
             StreamedTensor(
-                prefix + (_EMBEDDING_ALIAS if name == _EMBEDDING else name),
+                prefix + (EMBEDDING_ALIAS if name == EMBEDDING else name),
                 _NAMES[target.dtype],
                 target.source.shape,
                 partial(self._pieces, target),
@@ -126,7 +126,7 @@ class Weights:
             for name, target in self._targets.items()
         ]
         if dead_head:
-            dtype = _NAMES[self._targets[_EMBEDDING].dtype]
+            dtype = _NAMES[self._targets[EMBEDDING].dtype]
             tensors.append(StreamedTensor(prefix + DEAD_HEAD, dtype, self._dead_shape))
         return tensors
 
@@ -141,7 +141,7 @@ class Weights:
             yield memoryview(cast.view(torch.uint8).numpy())
 
 
-def _target(name: str, source: _Stored, dtype: str | None) -> torch.dtype:
+def _target(name: str, source: StoredTensor, dtype: str | None) -> torch.dtype:
     own = _TORCH_DTYPES[source.dtype]
     if dtype is None:
         return own

@@ -1,0 +1,100 @@
+"""A training run of seconds: a model of a few thousand weights on made-up pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ki_ros.training.metrics import read_metrics
+
+
+def settings(output: Path, **changes: Any) -> dict[str, Any]:
+    """The configuration as plain values."""
+    return {
+        "output": str(output),
+        "model": {
+            "preset": "ki_tiny",
+            "changes": {
+                "vision": {"width": 16, "depth": 1, "heads": 2, "mlp": 24, "image_size": 28, "patch_size": 14},
+                "language": {
+                    "width": 24,
+                    "mlp": 32,
+                    "depth": 2,
+                    "heads": 4,
+                    "kv_heads": 2,
+                    "head_dim": 8,
+                    "vocab_size": 1500,
+                },
+                "expert": {"width": 20, "mlp": 28},
+            },
+        },
+        "data": {"kind": "pointing", "train": 40, "held_out": 6, "side": 32},
+        "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2},
+        "evaluation": {"every": 0, "samples": 6, "num_steps": 2},
+        "fast_vocab_size": 300,
+        "steps": 8,
+        "batch_size": 8,
+        "flow_samples": 2,
+        "precision": "float32",
+        "device": "cpu",
+        "ema_decay": 0.9,
+        "save_every": 0,
+        "log_every": 1,
+        "workers": 0,
+        "tensorboard": False,
+    } | changes
+
+
+def write(directory: Path, **changes: Any) -> Path:
+    """A configuration file whose run has its output beside it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "run.yaml"
+    file.write_text(json.dumps(settings(directory / "out", **changes)))
+    return file
+
+
+def environment() -> dict[str, str]:
+    """Of child processes."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def command(file: Path, *options: str, processes: int = 1) -> list[str]:
+    """`ki-ros train`, under torchrun for several processes."""
+    launcher = []
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *launcher, "-m", "ki_ros.cli", "train", str(file), *options]
+
+
+def run(file: Path, *options: str, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end."""
+    done = subprocess.run(
+        command(file, *options, processes=processes),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=240,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def curve(directory: Path, name: str = "loss") -> list[float]:
+    """A metric of every step."""
+    lines = read_metrics(directory / "out" / "metrics.jsonl")
+    return [line[name] for line in lines if line["kind"] == "train"]
+
+
+def saved(directory: Path, step: int) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, by file and name."""
+    checkpoint = directory / "out" / "checkpoints" / f"step_{step:08d}"
+    files = ("model.safetensors", *(f"training/{name}.safetensors" for name in ("weights", "average", "optimizer")))
+    return {f"{file}:{name}": tensor for file in files for name, tensor in load_file(checkpoint / file).items()}
