@@ -9,14 +9,19 @@ Shapes: B batch, S draws of noise, H action horizon, D action dimension, F token
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ki_ros.model.observation import ObservationError, expect_tensor
+
+LOGIT_ROWS = 1024
+"""Most rows of logits that are held at once."""
 
 
 class KILoss(NamedTuple):
@@ -116,11 +121,46 @@ def token_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> TokenLoss:
         logits: (N, vocabulary) float32, one row for each true value of the mask, in row-major order.
         targets, mask: (B, F) int64 and bool. A sample without tokens contributes nothing.
     """
-    chosen = targets[mask]
-    weight = (mask / mask.sum(1, keepdim=True).clamp(min=1))[mask]
+    return TokenLoss(*_weighted(logits, targets[mask], _weights(mask)))
+
+
+def token_loss_by_head(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, mask: Tensor, *, rows: int = LOGIT_ROWS
+) -> TokenLoss:
+    """`token_loss` of `head(hidden)`, without ever holding more than `rows` rows of logits.
+
+    A large vocabulary makes logits the largest tensors of a step: 64 samples of 128 tokens have 29 GB of them. Of more
+    than `rows` rows, those of each part are computed again in the backward pass.
+
+    Args:
+        head: from (n, W) to logits (n, vocabulary) float32.
+        hidden: (N, W), one row for each true value of the mask.
+        targets, mask: (B, F).
+        rows: of one part.
+    """
+    chosen, weight = targets[mask], _weights(mask)
+    if len(hidden) <= rows:
+        return TokenLoss(*_weighted(head(hidden), chosen, weight))
+
+    def part(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        return _weighted(head(arguments[0]), *arguments[1:])
+
+    parts = [
+        checkpoint(part, *arguments, use_reentrant=False)
+        for arguments in zip(hidden.split(rows), chosen.split(rows), weight.split(rows), strict=True)
+    ]
+    return TokenLoss(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
+
+
+def _weights(mask: Tensor) -> Tensor:
+    """(N,) float32: each token's share of its sample."""
+    return (mask / mask.sum(1, keepdim=True).clamp(min=1))[mask]
+
+
+def _weighted(logits: Tensor, chosen: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     cross_entropy = F.cross_entropy(logits, chosen, reduction="none")
     right = (logits.argmax(-1) == chosen).float()
-    return TokenLoss((cross_entropy * weight).sum(), (right * weight).sum())
+    return (cross_entropy * weight).sum(), (right * weight).sum()
 
 
 def divide(total: Tensor, count: float) -> Tensor:

@@ -21,7 +21,7 @@ from ki_ros.model.losses import (
     VisionLanguageBatch,
     divide,
     prediction_rows,
-    token_loss,
+    token_loss_by_head,
     velocity_loss,
 )
 from ki_ros.model.observation import Observation, ObservationError
@@ -337,7 +337,7 @@ class KIModel(nn.Module):
 
     def _token_loss(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> TokenLoss:
         """Of the backbone's outputs (B, F, W) at the rows that predict the tokens (B, F)."""
-        return token_loss(self.vlm_logits(hidden[mask]), tokens, mask)
+        return token_loss_by_head(self.vlm_logits, hidden[mask], tokens, mask)
 
     def _answer_loss(self, data: VisionLanguageBatch) -> TokenLoss:
         data.validate()

@@ -36,6 +36,14 @@ class VisionTower(nn.Module):
         """(V, 3, S, S) in [-1, 1] -> (V, P, vision width), after the last layer norm."""
         return self.vision_model(pixel_values=images).last_hidden_state
 
+    def enable_checkpointing(self) -> None:
+        """Recomputes each layer in the backward pass, while the module is in training mode."""
+        # Version 5 of transformers renamed it.
+        enable = getattr(self.vision_model, "activation_checkpointing_enable", None)
+        if enable is None:
+            enable = self.vision_model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
     def materialize_buffers(self, device: torch.device | str) -> None:
         """Gives the position indices, which no checkpoint holds, their values on a device."""
         for module in self.modules():

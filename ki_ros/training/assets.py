@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from rich.console import Console
 from ki_ros.data.chunks import DroidChunks
 from ki_ros.data.pointing import Pointing
 from ki_ros.data.statistics import compute_norm_stats
+from ki_ros.data.subset import Subset
 from ki_ros.model.config import KIConfig
 from ki_ros.model.fast import FASTTokenizer, FASTVocabulary, TokenizeFASTInputs
 from ki_ros.model.inputs import PolicyInputs
@@ -35,7 +36,7 @@ _FIT_CHUNKS = 50_000
 class Sources:
     """Training data, held-out data if there are any, and the cameras that a sample must have."""
 
-    train: DroidChunks | Pointing
+    train: DroidChunks | Pointing | Subset
     held_out: SampleSource | None
     views: tuple[CameraRole, ...]
     whole: bool
@@ -76,6 +77,9 @@ def open_sources(config: TrainConfig, model: KIConfig) -> Sources:
             for count, seed in ((data.train, data.seed), (data.held_out, data.seed + 1))
         )
         sources = Sources(first, other, views, True)
+    if config.overfit is not None:
+        few = Subset(sources.train, config.overfit)
+        sources = replace(sources, train=few, held_out=few)
     if sources.train.action_space is not model.action_space:
         raise TrainConfigError(
             f"the data's action_space is {sources.train.action_space.value!r}, the model's "
@@ -189,7 +193,7 @@ def _directory(checkpoint: Path) -> Path:
     return checkpoint if checkpoint.is_dir() else checkpoint.parent
 
 
-def _whole_chunks(source: DroidChunks | Pointing, stats: NormStats) -> np.ndarray:
+def _whole_chunks(source: DroidChunks | Pointing | Subset, stats: NormStats) -> np.ndarray:
     """Normalised chunks (N, H, 8) without a step past the end; of a large source, every so many."""
     actions, mask = source.chunks()
     whole = actions[mask.all(1)]

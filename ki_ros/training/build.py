@@ -7,7 +7,7 @@ import torch
 from ki_ros.model.checkpoint import load_checkpoint, resolve_config
 from ki_ros.model.config import KIConfig
 from ki_ros.model.model import KIModel
-from ki_ros.training.config import TrainConfig, TrainConfigError, model_config
+from ki_ros.training.config import TrainConfig, model_config
 from ki_ros.training.lora import add_adapters, part_prefix
 
 
@@ -32,7 +32,6 @@ def build_model(config: TrainConfig, model_config: KIConfig, device: torch.devic
 
     Raises:
         CheckpointError: weights that do not fit.
-        TrainConfigError: nothing would be trained.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -43,18 +42,19 @@ def build_model(config: TrainConfig, model_config: KIConfig, device: torch.devic
             # Weights that are mapped from a file must not be written to.
             for parameter in model.parameters():
                 parameter.data = parameter.data.clone()
-        frozen = tuple(part_prefix(part) for part in config.freeze)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not name.startswith(frozen) if frozen else True)
-        if config.lora is not None:
-            add_adapters(model, config.lora)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise TrainConfigError(f"freeze is {list(config.freeze)}: nothing is left to train; leave a part out of it")
+        set_trained(model, config)
     model.to(device).train()
     if config.activation_checkpointing:
         for pair in model.paligemma_with_expert.pairs:
             pair.activation_checkpointing = True
-        model.paligemma_with_expert.backbone.vision_tower.vision_model.gradient_checkpointing_enable(
-            {"use_reentrant": False}
-        )
+        model.paligemma_with_expert.backbone.vision_tower.enable_checkpointing()
     return model
+
+
+def set_trained(model: KIModel, config: TrainConfig) -> None:
+    """Freezes the parts that are not trained, and puts in adapters. What belongs to no part is always trained."""
+    frozen = tuple(part_prefix(part) for part in config.freeze)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not (frozen and name.startswith(frozen)))
+    if config.lora is not None:
+        add_adapters(model, config.lora)

@@ -181,6 +181,8 @@ class TrainConfig:
         fast_tokenizer: "fit" to fit one to the training data, or the directory of one.
         fast_vocab_size: of a fitted one.
         fast_max_tokens: most FAST tokens of a chunk, its end included. Longer ones stop the run.
+        overfit: train and evaluate on that many samples, spread evenly over the training data: a check that a model can
+            learn at all. None to use all of them.
         steps: optimiser steps.
         batch_size: samples of a step, over all processes and accumulated micro-batches.
         micro_batch_size: samples of one forward pass; the batch divided by the processes when None.
@@ -214,6 +216,7 @@ class TrainConfig:
     fast_tokenizer: str = "fit"
     fast_vocab_size: int = 1024
     fast_max_tokens: int = 128
+    overfit: int | None = None
     steps: int = 30_000
     batch_size: int = 32
     micro_batch_size: int | None = None
@@ -236,6 +239,8 @@ class TrainConfig:
         _positive(self, "", "steps", "batch_size", "flow_samples", "keep", "log_every", "fast_max_tokens")
         _positive(self, "", "fast_vocab_size")
         _not_negative(self, "", "save_every", "keep_every", "workers", "seed")
+        if self.overfit is not None:
+            _positive(self, "", "overfit")
         if self.micro_batch_size is not None:
             _positive(self, "", "micro_batch_size")
         if self.optimizer.warmup_steps >= self.steps:

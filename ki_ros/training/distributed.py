@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -144,14 +144,16 @@ class Parallel:
                 module,
                 device_ids=[world.device] if world.device.type == "cuda" else None,
                 find_unused_parameters=unused_parameters,
+                gradient_as_bucket_view=True,
             )
         self._sharded = module
 
     def loss(self, *args: Any, last: bool, **options: Any) -> Any:
-        """`KIModel.compute_loss`; gradients are exchanged only in the last pass of a step."""
-        if isinstance(self._sharded, FSDPModule):
-            self._sharded.set_requires_gradient_sync(last)
-        elif isinstance(self._module, DistributedDataParallel):
+        """`KIModel.compute_loss`. With "ddp", gradients are exchanged only after the last pass of a step.
+
+        With "fsdp" they are after every pass: kept until the last, they would be as large as the whole model.
+        """
+        if isinstance(self._module, DistributedDataParallel):
             # What backward does is decided in the forward pass.
             self._module.require_backward_grad_sync = last
         return self._module("compute_loss", *args, **options)

@@ -42,8 +42,13 @@ class EMA:
         self._swapped = False
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, Tensor]) -> None:
+    def update(self, parameters: Mapping[str, Tensor], step: int | None = None) -> None:
         """Moves the average towards the parameters by 1 - decay.
+
+        Args:
+            parameters: the live ones.
+            step: updates before this one. The decay is at most (1 + step) / (10 + step) then, so that a young average
+                forgets where it began (as in TensorFlow's `ExponentialMovingAverage`).
 
         Raises:
             ValueError: names or shapes other than the average's.
@@ -51,7 +56,8 @@ class EMA:
         """
         self._require_own("update")
         averages, values = self._shards(parameters)
-        torch._foreach_lerp_(averages, values, 1.0 - self.decay)
+        decay = self.decay if step is None else min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(averages, values, 1.0 - decay)
 
     @contextmanager
     def swapped(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:

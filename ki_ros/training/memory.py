@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ki_ros.model.config import KIConfig
+from ki_ros.model.losses import LOGIT_ROWS
 from ki_ros.model.model import KIModel
 from ki_ros.model.paired import Tokens
 
@@ -45,8 +46,8 @@ class MemoryPlan:
         weight_copies: autocast's of matrices, in the dtype of computation, and what FSDP has gathered in float32: the
             weights that belong to no layer, those of a layer, and of the one that it prefetches.
         activations: what is kept for the backward pass.
-        logits: of the FAST rows, in the dtype of computation and in float32 the converted ones, their log-softmax and
-            the gradient.
+        logits: of the FAST rows that are held at once, in the dtype of computation and in float32 the converted ones,
+            their log-softmax and the gradient.
         working: the gradient of the largest parameter before it is added to the others; with FSDP the whole gradients
             of a layer and of what belongs to none, and the larger of them again, to be reduced.
     """
@@ -123,7 +124,8 @@ def plan_memory(
         "flow_samples": flow_samples,
     }
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        # Training on states alone has no views.
+        if isinstance(value, bool) or not isinstance(value, int) or value < (0 if name == "views" else 1):
             raise ValueError(f"{name} is {value!r}; give a positive integer")
     if lora_parameters < 0:
         raise ValueError(f"lora_parameters is {lora_parameters}; give 0 or more")
@@ -160,7 +162,7 @@ def plan_memory(
         views=views,
         flow_samples=flow_samples,
     )
-    logits = batch_per_device * fast_tokens * config.language.vocab_size
+    logits = min(batch_per_device * fast_tokens, LOGIT_ROWS) * config.language.vocab_size
     return MemoryPlan(
         strategy=strategy,
         batch_per_device=batch_per_device,
@@ -287,9 +289,11 @@ def _activations(
         model.train()
         with saved:
             side = config.vision.image_size
-            images = backbone.embed_images(torch.empty(views * batch, 3, side, side))
             prompt = backbone.language_model.embed(torch.zeros(batch, prompt_tokens, dtype=torch.int64))
-            prefix = torch.cat((*images.chunk(views), prompt.to(images.dtype)), dim=1)
+            prefix = prompt
+            if views:
+                images = backbone.embed_images(torch.empty(views * batch, 3, side, side))
+                prefix = torch.cat((*images.chunk(views), prompt.to(images.dtype)), dim=1)
             fast = backbone.language_model.embed(torch.zeros(batch, fast_tokens, dtype=torch.int64)).to(prefix.dtype)
             actions = torch.empty(batch, flow_samples * config.action_horizon, config.action_dim)
             condition = model.condition(torch.empty(batch * flow_samples)).unflatten(0, (batch, flow_samples))

@@ -28,6 +28,7 @@ from ki_ros.training.assets import FAST_DIRECTORY, Sources, make_encoder, open_s
 from ki_ros.training.batches import Split, TrainingBatch, evaluation_batches, training_batches
 from ki_ros.training.build import build_model, resolve_model
 from ki_ros.training.config import TrainConfig, TrainConfigError
+from ki_ros.training.curves import draw_curves
 from ki_ros.training.distributed import Parallel, World, world
 from ki_ros.training.ema import EMA
 from ki_ros.training.evaluation import FASTDecoder, evaluate
@@ -133,7 +134,12 @@ class _Run:
         micro, accumulation = config.split_batch(processes.size)
         self._split = Split(processes.rank, processes.size, micro, accumulation)
         self._autocast = partial(
-            torch.autocast, processes.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+            torch.autocast,
+            processes.device.type,
+            torch.bfloat16,
+            enabled=config.precision == "bfloat16",
+            # A cache of cast weights would hold those of all layers through a pass, which checkpointing is to avoid.
+            cache_enabled=not config.activation_checkpointing,
         )
         self._decoder = None
         if config.evaluation.decode_fast and strategy != "fsdp":
@@ -186,6 +192,8 @@ class _Run:
                     break
             if saved != step:
                 self._save(step, earlier + time.monotonic() - began)
+        if self._world.is_main:
+            draw_curves(config.output)
         newest = checkpoints(config.output)
         return Outcome(step, interrupted, newest[max(newest)], self._evaluated)
 
@@ -230,7 +238,7 @@ class _Run:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
-            self._average.update(self._trained)
+            self._average.update(self._trained, step)
         return {
             "loss": total,
             "flow_loss": flow,
@@ -276,8 +284,10 @@ class _Run:
         """The model with the averaged weights, where there are any."""
         self._reshard()
         with self._average.swapped(self._trained) if self._average is not None else nullcontext():
-            yield
-            self._reshard()
+            try:
+                yield
+            finally:
+                self._reshard()
 
     def _reshard(self) -> None:
         """Drops what is gathered of sharded weights, which would hide that they change."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ki_ros.model.config import KIConfig
 from ki_ros.model.flow import draw_times
-from ki_ros.model.losses import KILoss, LossCounts, VisionLanguageBatch
+from ki_ros.model.losses import KILoss, LossCounts, VisionLanguageBatch, token_loss, token_loss_by_head
 from ki_ros.model.model import KIModel
 from ki_ros.model.observation import Observation, ObservationError
 
@@ -239,6 +239,18 @@ def causal_after(model: KIModel, sequence: Tensor, prefix: int) -> Tensor:
         gate = torch.nn.functional.gelu(h @ mlp.gate_proj.weight.T, approximate="tanh")
         x = x + (gate * (h @ mlp.up_proj.weight.T)) @ mlp.down_proj.weight.T
     return norm(x, language.norm.weight)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5])
+def test_logits_in_parts_give_the_same(rows: int) -> None:
+    generator = torch.Generator().manual_seed(6)
+    weight = torch.randn(60, 24, generator=generator, requires_grad=True)
+    hidden = torch.randn(int(FAST_MASK.sum()), 24, generator=generator, requires_grad=True)
+    whole = token_loss(hidden @ weight.T, FAST, FAST_MASK)
+    parts = token_loss_by_head(lambda h: h @ weight.T, hidden, FAST, FAST_MASK, rows=rows)
+    torch.testing.assert_close(parts, whole)
+    expected = torch.autograd.grad(whole.cross_entropy, (hidden, weight))
+    torch.testing.assert_close(torch.autograd.grad(parts.cross_entropy, (hidden, weight)), expected)
 
 
 def test_draws_are_independent_of_each_other(model: KIModel, observation: Observation) -> None:

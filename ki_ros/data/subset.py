@@ -1,0 +1,54 @@
+"""A part of a source of samples."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from ki_ros.data.chunks import DroidChunks
+from ki_ros.data.pointing import Pointing
+from ki_ros.rig import ActionSpace
+from ki_ros.sample import Sample
+
+
+class Subset:
+    """`count` samples of a source, spread evenly over those whose chunk lies within its episode.
+
+    Raises:
+        ValueError: the source has fewer.
+    """
+
+    def __init__(self, source: DroidChunks | Pointing, count: int) -> None:
+        self._source = source
+        whole = np.flatnonzero(source.chunks()[1].all(1))
+        if not 1 <= count <= len(whole):
+            raise ValueError(f"the data have {len(whole)} whole chunks, so a subset of {count} cannot be taken of them")
+        self._indices = whole[np.linspace(0, len(whole) - 1, count).round().astype(int)]
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """Of the source."""
+        return self._source.action_space
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the source's and of the choice."""
+        return hashlib.sha256(self._source.fingerprint.encode() + self._indices.astype("<i8").tobytes()).hexdigest()
+
+    def chunks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (count, H, 8) float64 and masks (count, H). No image is opened."""
+        actions, masks = self._source.chunks()
+        return actions[self._indices], masks[self._indices]
+
+    def states_and_actions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the whole source: a few samples are too few for statistics."""
+        return self._source.states_and_actions()
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index is {index}; samples are 0 to {len(self) - 1}")
+        return self._source[int(self._indices[index])]
