@@ -21,6 +21,14 @@ def _rms_normalize(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """Context in which layers compute in the dtype of their weights, whatever autocast is around them.
+
+    For the few small layers whose rounding would be felt: those of times, actions and modulation.
+    """
+    return torch.autocast(x.device.type, enabled=False)
+
+
 class RMSNorm(nn.Module):
     """Gemma's norm: `x / rms(x) * (1 + weight)`, so that a weight of zero is a gain of one."""
 
@@ -48,7 +56,8 @@ class AdaptiveRMSNorm(nn.Module):
 
         The L tokens are S blocks of equal length, each of which has a condition of its own.
         """
-        modulation = self.dense(condition.to(self.dense.weight.dtype)).float()
+        with full_precision(x):
+            modulation = self.dense(condition.to(self.dense.weight.dtype)).float()
         if modulation.shape[1] > 1:
             modulation = modulation.repeat_interleave(x.shape[1] // modulation.shape[1], dim=1)
         scale, shift, gate = modulation.chunk(3, dim=-1)

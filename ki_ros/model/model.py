@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ki_ros.model.config import KIConfig
 from ki_ros.model.flow import draw_times, flow_target, integrate, interpolate, time_embedding
-from ki_ros.model.layers import AdaptiveRMSNorm, RMSNorm
+from ki_ros.model.layers import AdaptiveRMSNorm, RMSNorm, full_precision
 from ki_ros.model.losses import (
     KILoss,
     LossCounts,
@@ -282,7 +282,8 @@ class KIModel(nn.Module):
     def condition(self, time: Tensor) -> Tensor:
         """The expert's condition (B, expert W) from times (B,)."""
         embedding = time_embedding(time, self.config.expert.width).to(self.time_mlp_in.weight.dtype)
-        return F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedding))))
+        with full_precision(time):
+            return F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedding))))
 
     def cast_(self, dtype: torch.dtype) -> KIModel:
         """Casts the parameters to the dtype to compute in, in place; see `parameter_dtype`."""
@@ -322,7 +323,8 @@ class KIModel(nn.Module):
 
     def _embed_draws(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """x_t (B, S, H, D) and times (B, S) -> action tokens (B, S * H, W) and conditions (B, S, W)."""
-        suffix = self.action_in_proj(x_t.flatten(1, 2).to(self.action_in_proj.weight.dtype))
+        with full_precision(x_t):
+            suffix = self.action_in_proj(x_t.flatten(1, 2).to(self.action_in_proj.weight.dtype))
         condition = self.condition(time.flatten()).unflatten(0, time.shape)
         return suffix.to(self.paligemma_with_expert.expert.dtype), condition
 
@@ -359,7 +361,8 @@ class KIModel(nn.Module):
         return self._token_loss(hidden, data.answer, data.answer_mask)
 
     def _project(self, suffix: Tensor) -> Tensor:
-        return self.action_out_proj(suffix.to(self.action_out_proj.weight.dtype)).float()
+        with full_precision(suffix):
+            return self.action_out_proj(suffix.to(self.action_out_proj.weight.dtype)).float()
 
     @torch.no_grad()
     def _initialize(self) -> None:
