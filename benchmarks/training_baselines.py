@@ -86,8 +86,8 @@ def make_model(config: KIConfig, device: str, *, checkpointing: bool, seed: int 
             if isinstance(module, AdaptiveRMSNorm):
                 module.dense.weight.normal_(std=0.02)
                 module.dense.bias.normal_(std=0.3)
-    for pair in model.paligemma_with_expert.pairs:
-        pair.activation_checkpointing = checkpointing
+    if checkpointing:
+        model.enable_activation_checkpointing()
     return model
 
 

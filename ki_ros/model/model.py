@@ -189,7 +189,7 @@ class KIModel(nn.Module):
             raise ObservationError("fast_action_tokens is None; let TokenizeFASTInputs fill it in from the actions")
         noise, time = self._draws(noise, time, flow_samples, actions)
 
-        prefix = self.embed_prefix(observation, views_required=False)
+        prefix, fast_embeddings = self._embed(observation, fast_tokens, views_required=False)
         # Padding may hold anything; what is not a number would pass through attention even where it is masked.
         clean = torch.where(action_mask[:, :, None], actions, 0.0).float()[:, None]
         suffix, condition = self._embed_draws(interpolate(clean, noise, time), time)
@@ -197,7 +197,7 @@ class KIModel(nn.Module):
         backbone_out, suffix_out = self.paligemma_with_expert.joint(
             prefix.embeddings,
             prefix.mask,
-            self._embed_tokens(fast_tokens, prefix),
+            fast_embeddings,
             fast_mask,
             suffix,
             condition,
@@ -231,6 +231,12 @@ class KIModel(nn.Module):
         """
         return self.paligemma_with_expert.backbone.language_model.logits(hidden)
 
+    def enable_activation_checkpointing(self) -> None:
+        """Recomputes each paired layer and, in training mode, each of SigLIP's in the backward pass: less memory."""
+        for pair in self.paligemma_with_expert.pairs:
+            pair.activation_checkpointing = True
+        self.paligemma_with_expert.backbone.vision_tower.enable_checkpointing()
+
     def backbone_parameters(self) -> dict[str, nn.Parameter]:
         """By name, the parameters of vision, projection and language: what the FAST loss trains."""
         return {name: p for name, p in self.named_parameters() if is_backbone(name)}
@@ -248,6 +254,14 @@ class KIModel(nn.Module):
 
         Raises:
             ObservationError: the observation does not fit the model, or a row has no view and `views_required`.
+        """
+        none = observation.tokenized_prompt[:, :0]
+        return self._embed(observation, none, views_required=views_required)[0]
+
+    def _embed(self, observation: Observation, following: Tensor, *, views_required: bool) -> tuple[Prefix, Tensor]:
+        """The prefix, and the tokens (B, F) that follow it, embedded (B, F, W).
+
+        One look-up for both: the gradient of each is as large as the whole embedding.
         """
         observation.validate(self.config)
         images, image_masks = observation.images, observation.image_masks
@@ -274,10 +288,16 @@ class KIModel(nn.Module):
 
         columns = token_mask.any(dim=0).tolist()
         used = max((index + 1 for index, column in enumerate(columns) if column), default=0)
-        prompt = self.paligemma_with_expert.backbone.language_model.embed(tokens[:, :used])
-        embeddings.append(prompt.to(embeddings[0].dtype if embeddings else prompt.dtype))
+        words = torch.cat((tokens[:, :used], following), dim=1)
+        embedded = self.paligemma_with_expert.backbone.language_model.embed(words)
+        if embeddings:
+            embedded = embedded.to(embeddings[0].dtype)
+        elif torch.is_autocast_enabled(embedded.device.type):
+            # The stream has the dtype that views would give it.
+            embedded = embedded.to(torch.get_autocast_dtype(embedded.device.type))
+        embeddings.append(embedded[:, :used])
         masks.append(token_mask[:, :used])
-        return Prefix(torch.cat(embeddings, dim=1), torch.cat(masks, dim=1))
+        return Prefix(torch.cat(embeddings, dim=1), torch.cat(masks, dim=1)), embedded[:, used:]
 
     def condition(self, time: Tensor) -> Tensor:
         """The expert's condition (B, expert W) from times (B,)."""
@@ -334,9 +354,6 @@ class KIModel(nn.Module):
         suffix, condition = self._embed_draws(x_t[:, None], time[:, None])
         return suffix, condition[:, 0]
 
-    def _embed_tokens(self, tokens: Tensor, prefix: Prefix) -> Tensor:
-        return self.paligemma_with_expert.backbone.language_model.embed(tokens).to(prefix.embeddings.dtype)
-
     def _token_loss(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> TokenLoss:
         """Of the backbone's outputs (B, F, W) at the rows that predict the tokens (B, F)."""
         return token_loss_by_head(self.vlm_logits, hidden[mask], tokens, mask)
@@ -350,11 +367,11 @@ class KIModel(nn.Module):
             tokenized_prompt=data.question,
             tokenized_prompt_mask=data.question_mask,
         )
-        prefix = self.embed_prefix(question, views_required=False)
+        prefix, answer = self._embed(question, data.answer, views_required=False)
         hidden = self.paligemma_with_expert.backbone_rows(
             prefix.embeddings,
             prefix.mask,
-            self._embed_tokens(data.answer, prefix),
+            answer,
             data.answer_mask,
             prediction_rows(prefix.mask, data.answer.shape[1]),
         )

@@ -45,9 +45,7 @@ def build_model(config: TrainConfig, model_config: KIConfig, device: torch.devic
         set_trained(model, config)
     model.to(device).train()
     if config.activation_checkpointing:
-        for pair in model.paligemma_with_expert.pairs:
-            pair.activation_checkpointing = True
-        model.paligemma_with_expert.backbone.vision_tower.enable_checkpointing()
+        model.enable_activation_checkpointing()
     return model
 
 
