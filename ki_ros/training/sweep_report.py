@@ -191,12 +191,13 @@ def draw(sweep: Sweep, points: Sequence[Point], path: Path) -> None:
                 [scale * p.mean[metric] for p, _ in chosen],
                 [scale * p.deviation[metric] if len(p.runs) > 1 else 0.0 for p, _ in chosen],
                 color=f"C{k}",
-                ls=styles[name][0],
+                # Between runs that have no order there is nothing.
+                ls=styles[name][0] if axis else "none",
                 marker=styles[name][1],
                 ms=5,
                 lw=1.3,
                 capsize=3,
-                label=name,
+                label=name or "grid",
             )
         curves.set(title=METRICS[metric], xlabel="step")
         curves.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -223,10 +224,10 @@ def setting_text(value: Any) -> str:
 
 def _legends(grid: Any, axis: str | None, colours: Mapping[str, Any], styles: Mapping[str, Any]) -> None:
     handles = [Line2D([], [], color=colour, lw=2, label=name) for name, colour in colours.items()]
-    named = [name for name in styles if name]
-    if named:
+    if len(styles) > 1 or any(styles):
         handles += [
-            Line2D([], [], color="grey", ls=styles[name][0], marker=styles[name][1], ms=4, label=name) for name in named
+            Line2D([], [], color="grey", ls=line, marker=marker, ms=4, label=name or "grid")
+            for name, (line, marker) in styles.items()
         ]
         grid[1][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9, frameon=False)
     grid[0][-1].legend(
