@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ki_ros.model.config import KIConfig
 from ki_ros.model.flow import draw_times, flow_target, integrate, interpolate, time_embedding
-from ki_ros.model.layers import AdaptiveRMSNorm, RMSNorm, full_precision
+from ki_ros.model.initialization import initialize
+from ki_ros.model.layers import full_precision
 from ki_ros.model.losses import (
     KILoss,
     LossCounts,
@@ -26,14 +27,8 @@ from ki_ros.model.losses import (
 )
 from ki_ros.model.observation import Observation, ObservationError
 from ki_ros.model.paired import PairedTransformer, PrefixCache
-from ki_ros.rig import POLICY_SLOTS, STATE_DIM
-
-
-class Prefix(NamedTuple):
-    """Embedded views and prompt: embeddings (B, T, W), mask (B, T) bool of valid positions."""
-
-    embeddings: Tensor
-    mask: Tensor
+from ki_ros.model.prefix import Prefix, embed_tokens
+from ki_ros.rig import STATE_DIM
 
 
 class JointOutput(NamedTuple):
@@ -60,7 +55,7 @@ class KIModel(nn.Module):
         self.action_out_proj = nn.Linear(width, config.action_dim)
         self.time_mlp_in = nn.Linear(width, width)
         self.time_mlp_out = nn.Linear(width, width)
-        self._initialize()
+        initialize(self, untouched=self.paligemma_with_expert.backbone.vision_tower)
 
     @property
     def device(self) -> torch.device:
@@ -246,58 +241,14 @@ class KIModel(nn.Module):
         return {name: p for name, p in self.named_parameters() if not is_backbone(name)}
 
     def embed_prefix(self, observation: Observation, *, views_required: bool = True) -> Prefix:
-        """Tokens of the views, in the order of `POLICY_SLOTS`, then of the prompt.
-
-        What no row can see is left out: a view that is masked in the whole batch, and prompt padding past the longest
-        prompt. A view that some rows lack is encoded for the others. Neither changes a result, for masked tokens are
-        invisible and take no position. All views are one call of the vision tower.
-
-        Raises:
-            ObservationError: the observation does not fit the model, or a row has no view and `views_required`.
-        """
+        """Tokens of the views and of the prompt, see `ki_ros.model.prefix.embed_tokens`."""
         none = observation.tokenized_prompt[:, :0]
         return self._embed(observation, none, views_required=views_required)[0]
 
     def _embed(self, observation: Observation, following: Tensor, *, views_required: bool) -> tuple[Prefix, Tensor]:
-        """The prefix, and the tokens (B, F) that follow it, embedded (B, F, W).
-
-        One look-up for both: the gradient of each is as large as the whole embedding.
-        """
-        observation.validate(self.config)
-        images, image_masks = observation.images, observation.image_masks
-        tokens, token_mask = observation.tokenized_prompt, observation.tokenized_prompt_mask
-        slots = [slot for slot in POLICY_SLOTS if slot in images]
-        present = [image_masks[slot].tolist() for slot in slots]
-        for row in range(len(tokens) if views_required else 0):
-            if not any(rows[row] for rows in present):
-                raise ObservationError(
-                    f"image_masks: row {row} has none of {', '.join(slots or POLICY_SLOTS)}; "
-                    "give each row at least one view"
-                )
-        kept = {slot: rows for slot, rows in zip(slots, present, strict=True) if any(rows)}
-        embeddings, masks = [], []
-        if kept:
-            encoded = [images[slot] if all(rows) else images[slot][image_masks[slot]] for slot, rows in kept.items()]
-            features = self.paligemma_with_expert.backbone.embed_images(torch.cat(encoded))
-            for (slot, rows), feature in zip(kept.items(), features.split([len(i) for i in encoded]), strict=True):
-                mask = image_masks[slot]
-                if not all(rows):
-                    feature = feature.new_zeros(len(rows), *feature.shape[1:]).index_put((mask,), feature)
-                embeddings.append(feature)
-                masks.append(mask[:, None].expand(-1, feature.shape[1]))
-
-        columns = token_mask.any(dim=0).tolist()
-        used = max((index + 1 for index, column in enumerate(columns) if column), default=0)
-        words = torch.cat((tokens[:, :used], following), dim=1)
-        embedded = self.paligemma_with_expert.backbone.language_model.embed(words)
-        if embeddings:
-            embedded = embedded.to(embeddings[0].dtype)
-        elif torch.is_autocast_enabled(embedded.device.type):
-            # The stream has the dtype that views would give it.
-            embedded = embedded.to(torch.get_autocast_dtype(embedded.device.type))
-        embeddings.append(embedded[:, :used])
-        masks.append(token_mask[:, :used])
-        return Prefix(torch.cat(embeddings, dim=1), torch.cat(masks, dim=1)), embedded[:, used:]
+        return embed_tokens(
+            self.paligemma_with_expert.backbone, self.config, observation, following, views_required=views_required
+        )
 
     def condition(self, time: Tensor) -> Tensor:
         """The expert's condition (B, expert W) from times (B,)."""
@@ -380,31 +331,6 @@ class KIModel(nn.Module):
     def _project(self, suffix: Tensor) -> Tensor:
         with full_precision(suffix):
             return self.action_out_proj(suffix.to(self.action_out_proj.weight.dtype)).float()
-
-    @torch.no_grad()
-    def _initialize(self) -> None:
-        """Weights to start training from; SigLIP keeps what transformers gave it.
-
-        Linear layers are normal with variance 1 / fan-in, the embedding has variance 1 / width (it is multiplied by
-        sqrt(width)), norms have gain one, and adaRMS starts at zero.
-        """
-        tower = self.paligemma_with_expert.backbone.vision_tower
-        ours = set(self.modules()) - set(tower.modules())
-        adaptive = {module.dense for module in ours if isinstance(module, AdaptiveRMSNorm)}
-        for module in self.modules():
-            if module not in ours:
-                continue
-            if isinstance(module, nn.Linear):
-                if module in adaptive:
-                    nn.init.zeros_(module.weight)
-                else:
-                    nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
-            elif isinstance(module, RMSNorm):
-                nn.init.zeros_(module.weight)
 
 
 def is_backbone(name: str) -> bool:
