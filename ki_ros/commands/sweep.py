@@ -17,9 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from ki_ros.commands.files import write_atomically, write_json
 from ki_ros.training.assets import open_sources
@@ -283,7 +284,8 @@ def _report(plan: Sweep, states: dict[str, str], command: str, json: Path | None
     write_atomically(plan.output / "sweep.md", lambda file: file.write_text(text, encoding="utf-8"))
     write_atomically(plan.output / "sweep.png", lambda file: draw(plan, points, file))
     header, rows = table(plan, points)
-    shown = Table(*header)
+    # On a narrow terminal words are broken rather than cut.
+    shown = Table(*(Column(name, overflow="fold") for name in header), box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         shown.add_row(*row)
     console.print(shown)

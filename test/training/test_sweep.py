@@ -35,12 +35,12 @@ BASE = {
     "data": {"kind": "pointing", "train": 64, "held_out": 8, "side": 16},
     "augment": {"enabled": False},
     "fast_vocab_size": 700,
-    "steps": 60,
+    "steps": 40,
     "batch_size": 2,
     "precision": "float32",
     "device": "cpu",
     "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
-    "evaluation": {"every": 30, "samples": 4, "num_steps": 2},
+    "evaluation": {"every": 20, "samples": 4, "num_steps": 2},
     "save_every": 10,
     "log_every": 1,
     "workers": 0,
@@ -139,7 +139,7 @@ def test_what_is_set_for_all_runs_is_under_the_grid_and_over_the_base(tmp_path) 
         ({"grid": {"steps": 50}}, ["grid.steps is 50", "give a list"]),
         ({"grid": {"steps": []}}, ["grid.steps is []", "give a list"]),
         ({"grid": {"output": ["a"]}}, ["grid.output", "leave it out"]),
-        ({"set": {"steps": 40}, "grid": {"steps": [50]}}, ["set has steps", "grid"]),
+        ({"set": {"steps": 30}, "grid": {"steps": [50]}}, ["set has steps", "grid"]),
         ({"set": {"seed": 1}, "seeds": [0]}, ["set has seed", "seeds"]),
         ({"grid": {"seed": [0]}, "seeds": [0]}, ["grid.seed is [0]", "give one"]),
         ({"seeds": [0, -1]}, ["seeds is [0, -1]", "0 or more"]),
@@ -196,11 +196,11 @@ def reported(tmp_path):
     results = {}
     for name, (flow, fast, following, seconds) in FIGURES.items():
         evaluation = {"flow_loss": flow, "fast_loss": fast, "following": following, "action_error": None}
-        results[name] = {"steps": 60, "seconds": seconds, "revision": "abc", "evaluation": evaluation}
+        results[name] = {"steps": 40, "seconds": seconds, "revision": "abc", "evaluation": evaluation}
         (tmp_path / "out" / name).mkdir(parents=True)
         lines = [
-            {"step": 30, "kind": "eval", "flow_loss": 10.0, "following": 0.5},
-            {"step": 60, "kind": "eval", **evaluation},
+            {"step": 20, "kind": "eval", "flow_loss": 10.0, "following": 0.5},
+            {"step": 40, "kind": "eval", **evaluation},
         ]
         (tmp_path / "out" / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return plan, results
@@ -216,7 +216,7 @@ def test_the_table_has_means_and_deviations_over_seeds(reported) -> None:
     ]
     text = markdown(plan, results, "ki-ros sweep s.yaml --set steps=100")
     assert "`ki-ros sweep s.yaml --set steps=100`" in text
-    assert "Runs: 3 of 4. Code: abc. Steps: 60; " in text
+    assert "Runs: 3 of 4. Code: abc. Steps: 40; " in text
     assert "pointing (train 64, held_out 8, side 16)" in text
     assert "seeds: 0, 1." in text
     assert "| 0 | on | 2 | 1.5000 ± 0.7071 |" in text
@@ -278,8 +278,6 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path, monkeypatch, capsys) -> N
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.DEVNULL) as process:
         try:
             wait_for(lambda: checkpoint_steps(second) or process.poll() is not None)
-            with pytest.raises(SweepError, match="in use by another sweep"):
-                command(config=path, set=(), output=None, jobs=1, json=None)
         finally:
             process.kill()
     assert not (second / "result.json").exists()
@@ -292,7 +290,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path, monkeypatch, capsys) -> N
     assert state_of_files(first) == untouched
     assert "resuming at step" in (second / "log.txt").read_text()
     for directory in (first, second):
-        assert steps_of(directory) == list(range(1, 61))
+        assert steps_of(directory) == list(range(1, 41))
     assert "failed: broken ended with status 1; the end of" in shown
     assert "fast_max_tokens" in shown
 
@@ -302,19 +300,24 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path, monkeypatch, capsys) -> N
     for run, directory in zip(values["runs"], (first, second), strict=False):
         last = json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])
         assert run["evaluation"] == {name: last[name] for name in last if name not in ("step", "kind")}
-        assert run["steps"] == 60
+        assert run["steps"] == 40
     assert "\n| 0 | 1 |" in (tmp_path / "out" / "sweep.md").read_text()
     assert Image.open(tmp_path / "out" / "sweep.png").width > 1000
 
 
-def test_ctrl_c_has_the_runs_save_first(tmp_path, monkeypatch) -> None:
+def test_ctrl_c_has_the_runs_save_first_and_a_second_sweep_is_refused_meanwhile(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = write(tmp_path / "s.yaml", set={"steps": 100_000}, grid={LAMBDA: [0, 1]})
     first, second = (tmp_path / "out" / f"lambda={weight}" for weight in (0, 1))
 
+    refused = []
+
     def interrupt() -> None:
         try:
             wait_for(lambda: checkpoint_steps(first))
+            command(config=path, set=(), output=None, jobs=1, json=None)
+        except SweepError as error:
+            refused.append(str(error))
         finally:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -323,6 +326,8 @@ def test_ctrl_c_has_the_runs_save_first(tmp_path, monkeypatch) -> None:
     status = command(config=path, set=(), output=None, jobs=1, json=tmp_path / "figures.json")
     thread.join()
     assert status == 130
+    assert len(refused) == 1
+    assert "in use by another sweep" in refused[0]
     assert steps_of(first) == list(range(1, checkpoint_steps(first)[-1] + 1))
     assert not second.exists()
     values = json.loads((tmp_path / "figures.json").read_text())
