@@ -119,6 +119,22 @@ class Checkpoint:
     )
 
 
+@dataclass
+class Sweep:
+    """Train over a grid of settings, resumably, and report: table, sweep.json, sweep.md, sweep.png."""
+
+    config: Annotated[Path, tyro.conf.Positional]
+    """The sweep, as YAML; config/sweep has examples."""
+    set: tuple[str, ...] = ()
+    """Fields of all its trainings to set on top of the file, such as steps=100."""
+    output: Path | None = None
+    """Directory of the sweep; the file's when left out."""
+    jobs: int = 1
+    """Runs at a time; each has its share of the cores."""
+    json: Path | None = None
+    """Write the figures to this file too."""
+
+
 def _up_arguments() -> type:
     """The settings of the graph as a command line: the same names and descriptions as the launch file's arguments."""
     hints = get_type_hints(bringup.Settings)
@@ -139,6 +155,7 @@ Command = (
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Checkpoint, tyro.conf.subcommand("checkpoint")]
 )
 
@@ -175,6 +192,10 @@ def _run(command: Command) -> int:
 
         convert = import_checkpoint if isinstance(command.action, CheckpointImport) else export_checkpoint
         return convert(**vars(command.action))
+    if isinstance(command, Sweep):
+        from ki_ros.commands.sweep import sweep
+
+        return sweep(**vars(command))
     if isinstance(command, Train):
         from ki_ros.commands.train import train
 

@@ -228,6 +228,30 @@ class Pointing:
         return {view: drawn[view] for view in self.views}
 
 
+class Counterfactuals:
+    """The samples of a `Pointing` with the other square named instead, a `SampleSource` of the same order."""
+
+    def __init__(self, source: Pointing) -> None:
+        self._source = source
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """The source's."""
+        return self._source.action_space
+
+    @property
+    def fingerprint(self) -> str:
+        """Other than the source's."""
+        return hashlib.sha256(f"counterfactuals of {self._source.fingerprint}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Sample:
+        """As `Pointing.counterfactual`."""
+        return self._source.counterfactual(index)
+
+
 @dataclass(frozen=True)
 class _Scene:
     """What is random in a sample, but for the pixels' noise. N squares.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -62,6 +63,7 @@ def evaluate(
     num_steps: int,
     autocast: Callable[[], torch.autocast],
     decoder: FASTDecoder | None = None,
+    others: Iterator[TrainingBatch] | None = None,
 ) -> dict[str, float]:
     """Metrics over all processes' batches.
 
@@ -72,16 +74,18 @@ def evaluate(
         num_steps: integration steps of the sampled actions.
         autocast: context in which the model computes.
         decoder: for what the backbone itself would do.
+        others: the same rows with another instruction and its actions, from data that have such.
 
     Returns:
         `flow_loss`, `fast_loss`, `fast_accuracy`; `action_error`, the mean absolute error of the sampled actions in
         normalised units over valid steps; with a decoder `fast_action_error` of the backbone's own actions,
         `fast_disagreement` between these and the sampled ones, and `fast_malformed`, the share of rows whose tokens
-        make no actions.
+        make no actions; with others `following`, the share of rows whose sampled actions are closer to those that were
+        asked for than to the others': about half for a policy that does not listen.
     """
     names = ("flow", "fast", "accuracy", "flow_rows", "fast_rows", "error", "values")
-    totals = dict.fromkeys((*names, "fast_error", "disagreement", "decoded", "malformed"), 0.0)
-    for batch in batches:
+    totals = dict.fromkeys((*names, "fast_error", "disagreement", "decoded", "malformed", "following", "asked"), 0.0)
+    for batch, other in zip(batches, others if others is not None else repeat(None), strict=False):
         batch = batch.to(world.device)
         counts = batch.counts()
         mask = batch.action_mask
@@ -103,6 +107,13 @@ def evaluate(
         values += [error[mask].sum(), mask.sum() * STATE_DIM]
         for name, value in zip(names, values, strict=True):
             totals[name] += float(value)
+        if other is not None:
+            # Distances count the same steps on either side; a row that is repeated as filling has none.
+            away = (sampled - other.actions.to(sampled.device))[..., :STATE_DIM].abs()
+            near, far = ((distance.mean(-1) * mask).sum(1) for distance in (error, away))
+            asked = mask.any(1)
+            totals["following"] += float(((near < far) & asked).sum())
+            totals["asked"] += float(asked.sum())
         if decoder is not None:
             with autocast():
                 decoded = decoder(batch)
@@ -127,6 +138,8 @@ def evaluate(
         "fast_accuracy": ratio("accuracy", "fast_rows"),
         "action_error": ratio("error", "values"),
     }
+    if others is not None:
+        metrics["following"] = ratio("following", "asked")
     if decoder is not None:
         rows = total["decoded"] + total["malformed"]
         metrics |= {

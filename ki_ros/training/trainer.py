@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
+from ki_ros.data.pointing import Counterfactuals, Pointing
 from ki_ros.model.config import KIConfig
 from ki_ros.model.fast import FASTTokenizer
 from ki_ros.model.losses import LossCounts
@@ -254,25 +255,27 @@ class _Run:
         if source is None:
             return
         config = self._config
-        batches = evaluation_batches(
-            source,
-            self._plain_encoder,
+        draw = partial(
+            evaluation_batches,
+            encoder=self._plain_encoder,
             samples=config.evaluation.samples,
             size=self._split.micro_size,
             seed=config.seed,
             rank=self._world.rank,
             world_size=self._world.size,
         )
+        others = draw(Counterfactuals(source)) if isinstance(source, Pointing) else None
         self._model.eval()
         try:
             with self._averaged():
                 self._evaluated = evaluate(
                     self._parallel,
-                    batches,
+                    draw(source),
                     self._world,
                     num_steps=config.evaluation.num_steps,
                     autocast=self._autocast,
                     decoder=self._decoder,
+                    others=others,
                 )
         finally:
             self._model.train()
