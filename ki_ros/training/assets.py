@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from ki_ros.data.chunks import DroidChunks
-from ki_ros.data.pointing import Pointing
+from ki_ros.data.pointing import Counterfactuals, Pointing
 from ki_ros.data.statistics import compute_norm_stats
 from ki_ros.data.subset import Subset
 from ki_ros.model.config import KIConfig
@@ -34,13 +34,21 @@ _FIT_CHUNKS = 50_000
 
 @dataclass(frozen=True)
 class Sources:
-    """Training data, held-out data if there are any, and the cameras that a sample must have."""
+    """The data of a run.
+
+    Attributes:
+        train: to train on.
+        held_out: to evaluate on, if there are any.
+        others: the held-out samples with another instruction and its actions, from data that have such.
+        views: cameras to train with.
+        whole: whether every sample has all of them.
+    """
 
     train: DroidChunks | Pointing | Subset
     held_out: SampleSource | None
+    others: SampleSource | None
     views: tuple[CameraRole, ...]
     whole: bool
-    """Whether every sample has all views."""
 
 
 def open_sources(config: TrainConfig, model: KIConfig) -> Sources:
@@ -68,7 +76,7 @@ def open_sources(config: TrainConfig, model: KIConfig) -> Sources:
             )
 
         sources = Sources(
-            chunks(train), chunks(held_out) if held_out else None, data.views, data.missing_views == "refuse"
+            chunks(train), chunks(held_out) if held_out else None, None, data.views, data.missing_views == "refuse"
         )
     else:
         views = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
@@ -76,10 +84,10 @@ def open_sources(config: TrainConfig, model: KIConfig) -> Sources:
             Pointing(count, seed=seed, side=data.side, horizon=model.action_horizon)
             for count, seed in ((data.train, data.seed), (data.held_out, data.seed + 1))
         )
-        sources = Sources(first, other, views, True)
+        sources = Sources(first, other, Counterfactuals(other), views, True)
     if config.overfit is not None:
         few = Subset(sources.train, config.overfit)
-        sources = replace(sources, train=few, held_out=few)
+        sources = replace(sources, train=few, held_out=few, others=None)
     if sources.train.action_space is not model.action_space:
         raise TrainConfigError(
             f"the data's action_space is {sources.train.action_space.value!r}, the model's "

@@ -25,6 +25,10 @@ from ki_ros.training.augment import AugmentConfig, augment_view
 from ki_ros.training.order import generator_at, micro_batch, sample_at
 
 
+EVALUATION_SEED = 0
+"""Of the draws in evaluation, whatever the run's seed is: runs that differ in it are compared on the same ones."""
+
+
 class DataError(ValueError):
     """A sample that cannot be trained on; the message names it."""
 
@@ -249,9 +253,9 @@ def training_batches(
 
 
 def evaluation_batches(
-    source: SampleSource, encoder: SampleEncoder, *, samples: int, size: int, seed: int, rank: int, world_size: int
+    source: SampleSource, encoder: SampleEncoder, *, samples: int, size: int, rank: int, world_size: int
 ) -> Iterator[TrainingBatch]:
-    """Up to `samples` samples, spread evenly over a source, with the same draws at every evaluation.
+    """Up to `samples` samples, spread evenly over a source, with the same draws at every evaluation of every run.
 
     All processes get as many batches of the same size: where there is nothing left, a row is repeated without mask, so
     that it counts nowhere. Sharded models need all processes in every forward pass.
@@ -266,7 +270,7 @@ def evaluation_batches(
         for place in range(first + rank * size, first + (rank + 1) * size):
             index = int(chosen[min(place, count - 1)])
             try:
-                row = encoder.encode(source[index], generator_at(index, seed))
+                row = encoder.encode(source[index], generator_at(index, EVALUATION_SEED))
             except (InputError, DataError) as error:
                 raise DataError(f"held-out sample {index}: {error}") from error
             if place >= count:

@@ -20,7 +20,6 @@ import torch
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
-from ki_ros.data.pointing import Counterfactuals, Pointing
 from ki_ros.model.config import KIConfig
 from ki_ros.model.fast import FASTTokenizer
 from ki_ros.model.losses import LossCounts
@@ -260,11 +259,10 @@ class _Run:
             encoder=self._plain_encoder,
             samples=config.evaluation.samples,
             size=self._split.micro_size,
-            seed=config.seed,
             rank=self._world.rank,
             world_size=self._world.size,
         )
-        others = draw(Counterfactuals(source)) if isinstance(source, Pointing) else None
+        others = self._sources.others
         self._model.eval()
         try:
             with self._averaged():
@@ -275,7 +273,7 @@ class _Run:
                     num_steps=config.evaluation.num_steps,
                     autocast=self._autocast,
                     decoder=self._decoder,
-                    others=others,
+                    others=draw(others) if others is not None else None,
                 )
         finally:
             self._model.train()
