@@ -24,7 +24,6 @@ from ki_ros.sample import Sample, SampleSource
 from ki_ros.training.augment import AugmentConfig, augment_view
 from ki_ros.training.order import generator_at, micro_batch, sample_at
 
-
 EVALUATION_SEED = 0
 """Of the draws in evaluation, whatever the run's seed is: runs that differ in it are compared on the same ones."""
 
