@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ki_ros.model.checkpoint import load_checkpoint, resolve_config
+from ki_ros.model.checkpoint import NORM_STATS_FILE, TOKENIZER_FILE, load_checkpoint, resolve_config
 from ki_ros.model.config import KIConfig
 from ki_ros.model.inputs import InputError, PolicyInputs, collate_inputs
 from ki_ros.model.model import KIModel
@@ -24,8 +24,6 @@ from ki_ros.share import find_share
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-NORM_STATS_FILE = "norm_stats.json"
-TOKENIZER_FILE = "tokenizer.model"
 
 
 class PolicyError(ValueError):

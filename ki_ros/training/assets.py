@@ -15,6 +15,7 @@ from ki_ros.data.chunks import DroidChunks
 from ki_ros.data.pointing import Counterfactuals, Pointing
 from ki_ros.data.statistics import compute_norm_stats
 from ki_ros.data.subset import Subset
+from ki_ros.model.checkpoint import FAST_DIRECTORY, NORM_STATS_FILE, TOKENIZER_FILE
 from ki_ros.model.config import KIConfig
 from ki_ros.model.fast import FASTTokenizer, FASTVocabulary, TokenizeFASTInputs
 from ki_ros.model.inputs import PolicyInputs
@@ -26,9 +27,6 @@ from ki_ros.share import find_share
 from ki_ros.training.batches import SampleEncoder
 from ki_ros.training.config import DroidData, TrainConfig, TrainConfigError, episode_numbers
 
-NORM_STATS_FILE = "norm_stats.json"
-TOKENIZER_FILE = "tokenizer.model"
-FAST_DIRECTORY = "fast"
 _FIT_CHUNKS = 50_000
 
 

@@ -20,11 +20,12 @@ import torch
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
+from ki_ros.model.checkpoint import FAST_DIRECTORY
 from ki_ros.model.config import KIConfig
 from ki_ros.model.fast import FASTTokenizer
 from ki_ros.model.losses import LossCounts
 from ki_ros.model.model import KIModel
-from ki_ros.training.assets import FAST_DIRECTORY, Sources, make_encoder, open_sources, prepare_assets
+from ki_ros.training.assets import Sources, make_encoder, open_sources, prepare_assets
 from ki_ros.training.batches import Split, TrainingBatch, evaluation_batches, training_batches
 from ki_ros.training.build import build_model, resolve_model
 from ki_ros.training.config import TrainConfig, TrainConfigError

@@ -8,14 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ki_ros.model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config, stored_action_dim
+from ki_ros.model.checkpoint import (
+    CONFIG_FILE,
+    FAST_DIRECTORY,
+    NORM_STATS_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    read_config,
+    stored_action_dim,
+)
 from ki_ros.model.config import KIConfig
 from ki_ros.model.interchange import lerobot, openpi
 from ki_ros.model.interchange.directory import assembled, require_apart, require_free, require_space
 from ki_ros.model.interchange.documents import encode, read_object
 from ki_ros.model.interchange.errors import InterchangeError
 from ki_ros.model.interchange.foreign import Foreign
-from ki_ros.model.interchange.norm_stats import NORM_STATS_FILE, read_norm_stats
+from ki_ros.model.interchange.norm_stats import read_norm_stats
 from ki_ros.model.interchange.report import Report
 from ki_ros.model.interchange.sidecar import SIDE_FILE, Sidecar
 from ki_ros.model.interchange.stream import StreamedTensor, write_safetensors
@@ -31,8 +39,6 @@ LAYOUTS = ("openpi", "lerobot")
 AUTO = "auto"
 """Recognise the layout of a source by its files."""
 
-TOKENIZER_FILE = "tokenizer.model"
-FAST_DIRECTORY = "fast"
 
 _IMPORTED = (WEIGHTS_FILE, CONFIG_FILE, NORM_STATS_FILE, TOKENIZER_FILE, FAST_DIRECTORY)
 _EXPORTED = (*_IMPORTED, SIDE_FILE, openpi.ASSETS, "policy_p*processor*.json", "policy_p*processor_*.safetensors")

@@ -12,7 +12,6 @@ from ki_ros.model.interchange.errors import InterchangeError
 from ki_ros.model.normalize import NormStats
 from ki_ros.rig import STATE_DIM
 
-NORM_STATS_FILE = "norm_stats.json"
 QUANTITIES = ("state", "actions")
 STATISTICS = ("mean", "std", "q01", "q99")
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ki_ros.model.checkpoint import CONFIG_FILE
+from ki_ros.model.checkpoint import CONFIG_FILE, NORM_STATS_FILE
 from ki_ros.model.config import KIConfig
 from ki_ros.model.interchange.documents import encode, integer, read_object
 from ki_ros.model.interchange.errors import InterchangeError
 from ki_ros.model.interchange.foreign import Foreign
-from ki_ros.model.interchange.norm_stats import NORM_STATS_FILE, QUANTITIES, read_norm_stats, vectors
+from ki_ros.model.interchange.norm_stats import QUANTITIES, read_norm_stats, vectors
 from ki_ros.model.interchange.sidecar import Sidecar
 from ki_ros.model.interchange.variants import variants
 
