@@ -20,7 +20,7 @@ _PANELS = (
 
 
 def draw_curves(output: Path) -> Path:
-    """Draws both losses, accuracy, gradient norms and held-out action error of the run in `output` over its steps.
+    """Draws both losses, accuracy, gradient norms and action error of the run in `output` over its steps.
 
     Training values are smoothed over a fiftieth of the run, and shown as they are behind that.
 
@@ -58,7 +58,7 @@ def draw_curves(output: Path) -> Path:
     _evaluated(axis, held_out, "action_error", label="sampled by the expert")
     if any("fast_action_error" in line for line in held_out):
         _evaluated(axis, held_out, "fast_action_error", label="decoded from the backbone", colour=_BACKBONE)
-    axis.set_title("held-out action error [normalised units]")
+    axis.set_title("action error, evaluation [normalised units]")
     axis.set_ylim(bottom=0)
     if held_out:
         axis.legend(frameon=False)
@@ -90,7 +90,7 @@ def _train(axis: Any, lines: Sequence[dict[str, Any]], name: str, colour: str, l
 
 
 def _evaluated(
-    axis: Any, lines: Sequence[dict[str, Any]], name: str, *, label: str = "held out", colour: str = _HELD_OUT
+    axis: Any, lines: Sequence[dict[str, Any]], name: str, *, label: str = "evaluation", colour: str = _HELD_OUT
 ) -> None:
     points = [(line["step"], line[name]) for line in lines if name in line]
     if points:
