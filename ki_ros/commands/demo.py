@@ -22,9 +22,9 @@ from rich.table import Table
 from sensor_msgs.msg import JointState
 
 from ki_ros import bringup, msg, rig
-from ki_ros.commands.files import write_atomically, write_json
 from ki_ros.commands.processes import Graph
 from ki_ros.commands.rollout import Rollout, figures
+from ki_ros.files import write_atomically, write_json
 from ki_ros.nodes.monitor import Arrival, Monitor
 
 console = Console()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ki_ros.commands.files import write_json
+from ki_ros.files import write_json
 from ki_ros.model.config import KIConfig
 from ki_ros.model.model import KIModel
 from ki_ros.training.build import resolve_model, set_trained

@@ -14,8 +14,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ki_ros import bringup, rig, srv
-from ki_ros.commands.files import write_json
 from ki_ros.data.droid import Episode
+from ki_ros.files import write_json
 from ki_ros.nodes.replay import ReplayNode
 
 console = Console()

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from ki_ros.commands.files import write_atomically, write_json
+from ki_ros.files import write_atomically, write_json
 from ki_ros.training.assets import open_sources
 from ki_ros.training.metrics import METRICS_FILE
 from ki_ros.training.sweep import (

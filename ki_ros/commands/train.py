@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ki_ros.commands.files import write_json
 from ki_ros.commands.memory import show_memory
+from ki_ros.files import write_json
 from ki_ros.training.config import TrainConfigError, load
 from ki_ros.training.trainer import train as run
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ki_ros.files import write_atomically
 from ki_ros.training.metrics import read_metrics
 
 _BACKBONE, _EXPERT, _HELD_OUT = "#1f5fa8", "#c4521b", "#222222"
@@ -71,9 +71,7 @@ def draw_curves(output: Path) -> Path:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     path = output / "curves.png"
-    temporary = output / ".curves.png"
-    figure.savefig(temporary, dpi=100)
-    os.replace(temporary, path)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=100, format="png"))
     return path
 
 

@@ -78,6 +78,19 @@ def checkpoints(output: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def read_progress(checkpoint: Path) -> Progress:
+    """Where the run was when it wrote a checkpoint.
+
+    Raises:
+        ResumeError: the checkpoint does not say, or not legibly.
+    """
+    file = checkpoint / "training" / _STATE
+    try:
+        return Progress(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ResumeError(f"{file} cannot be read ({error}); remove {checkpoint}") from error
+
+
 class StateStore:
     """Writes and reads a run's checkpoints.
 
@@ -169,11 +182,8 @@ class StateStore:
         found = checkpoints(self._output)
         if not found:
             return None
-        directory = found[max(found)] / "training"
-        try:
-            progress = Progress(**json.loads((directory / _STATE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise ResumeError(f"{directory / _STATE} cannot be read ({error}); remove {directory.parent}") from error
+        newest = found[max(found)]
+        progress, directory = read_progress(newest), newest / "training"
         for name, ours in (("data", data), ("fast_tokenizer", fast_tokenizer)):
             if getattr(progress, name) != ours:
                 raise ResumeError(

@@ -18,7 +18,7 @@ from ki_ros.model.config import KIConfig
 from ki_ros.training.build import resolve_model
 from ki_ros.training.config import TrainConfig, apply_overrides, parse, parse_value, read_yaml
 from ki_ros.training.metrics import METRICS_FILE, read_metrics
-from ki_ros.training.state import checkpoints
+from ki_ros.training.state import checkpoints, read_progress
 
 CONFIG_FILE = "config.yaml"
 """The run's resolved configuration in its directory, as `ki-ros train` reads it."""
@@ -162,14 +162,14 @@ def measure(run: Run) -> dict[str, Any]:
     there = checkpoints(run.directory)
     if steps not in there:
         raise SweepError(f"run {run.name} ended, but {run.directory} has no checkpoint of step {steps}; see its log")
-    state = json.loads((there[steps] / "training" / "state.json").read_text(encoding="utf-8"))
+    progress = read_progress(there[steps])
     last: dict[str, Any] = {}
     for line in read_metrics(run.directory / METRICS_FILE):
         if line["kind"] == "eval" and line["step"] == steps:
             last = {name: value for name, value in line.items() if name not in ("step", "kind")}
     # Not a number is not equal to itself, and no JSON.
     evaluation = {name: value if value == value else None for name, value in last.items()}
-    return {"steps": steps, "seconds": state["seconds"], "revision": state["git"], "evaluation": evaluation}
+    return {"steps": steps, "seconds": progress.seconds, "revision": progress.git, "evaluation": evaluation}
 
 
 def _sweep(values: Mapping[str, Any], directory: Path, overrides: Sequence[str], output: Path | None) -> Sweep:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import resource
@@ -20,6 +19,7 @@ import torch
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
+from ki_ros.files import write_json
 from ki_ros.model.checkpoint import FAST_DIRECTORY
 from ki_ros.model.config import KIConfig
 from ki_ros.model.fast import FASTTokenizer
@@ -95,6 +95,11 @@ def train(config: TrainConfig, *, resume: bool, console: Console | None = None) 
                 "data.missing_views is 'mask', but distributed is 'fsdp', where all processes must use the same "
                 "layers; use ddp, or episodes that have all views"
             )
+        if strategy == "fsdp" and config.evaluation.decode_fast:
+            raise TrainConfigError(
+                "evaluation.decode_fast is true, but distributed is 'fsdp': rows of different length would have each "
+                "process gather the weights at times of its own; set it to false, or use ddp"
+            )
         shown = console if console is not None else Console()
         if not processes.is_main:
             shown = Console(file=open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
@@ -143,7 +148,7 @@ class _Run:
             cache_enabled=not config.activation_checkpointing,
         )
         self._decoder = None
-        if config.evaluation.decode_fast and strategy != "fsdp":
+        if config.evaluation.decode_fast:
             self._decoder = FASTDecoder(model, fast, config.fast_max_tokens)
         self._store = StateStore(config.output, assets, processes, keep=config.keep, keep_every=config.keep_every)
         self._data, self._fast, self._git = sources.train.fingerprint, fast.fingerprint, git_revision()
@@ -156,8 +161,7 @@ class _Run:
         )
         first, earlier = (found.step, found.seconds) if found is not None else (0, 0.0)
         if self._world.is_main:
-            text = json.dumps(config.to_dict(), indent=1) + "\n"
-            (config.output / CONFIG_FILE).write_text(text, encoding="utf-8")
+            write_json(config.output / CONFIG_FILE, config.to_dict())
         self._announce(first)
         began = time.monotonic()
         step, saved, interrupted = first, first if found is not None else -1, False

@@ -72,6 +72,6 @@ def pytest_terminal_summary(terminalreporter) -> None:
         hold = f"{row['hold_s'] * 1e3:.0f} ms"
         terminalreporter.write_line(f"{row['fault']:<30} {hold:>7}  {row['reason']:<20} back: {row['recovery']}")
     if file := os.environ.get("KI_ROS_FAULTS_JSON"):
-        from ki_ros.commands.files import write_json
+        from ki_ros.files import write_json
 
         write_json(Path(file), FAULTS)

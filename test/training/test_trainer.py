@@ -303,6 +303,7 @@ def test_overrides_are_typed() -> None:
     [
         ({"batch_size": 6, "micro_batch_size": 4}, "batch_size is 6"),
         ({"distributed": "fsdp"}, "torchrun"),
+        ({"tokenizer": __file__}, "not a sentencepiece model"),
         ({"device": "toaster"}, "device 'toaster'"),
         ({"fast_max_tokens": 3}, "fast_max_tokens"),
         ({"fast_tokenizer": "/nowhere"}, "/nowhere"),
