@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -71,7 +72,10 @@ def world(device: str) -> Iterator[World]:
     if size == 1 and "MASTER_ADDR" not in os.environ:
         yield World(rank, size, chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
+    if chosen.type == "cuda":
+        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=chosen)
+    else:
+        dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield World(rank, size, chosen)
     finally:
@@ -134,11 +138,12 @@ class Parallel:
         module = TrainingModule(model)
         self._module: nn.Module = module
         if strategy == "fsdp":
+            mesh = init_device_mesh(world.device.type, (world.size,))
             for layer in model.paligemma_with_expert.backbone.vision_tower.vision_model.encoder.layers:
-                fully_shard(layer)
+                fully_shard(layer, mesh=mesh)
             for pair in module.pairs:
-                fully_shard(pair)
-            fully_shard(module)
+                fully_shard(pair, mesh=mesh)
+            fully_shard(module, mesh=mesh)
         elif strategy == "ddp":
             self._module = DistributedDataParallel(
                 module,
