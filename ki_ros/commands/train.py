@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -24,11 +25,14 @@ def train(
     """
     overrides = [*set, *([f"output={output}"] if output is not None else [])]
     settings = load(config, overrides)
-    if dry_run:
-        return show_memory(settings, json)
     if json is not None and json.is_dir():
         raise TrainConfigError(f"json is {json}, a directory; give a file")
+    if dry_run:
+        return show_memory(settings, json)
     outcome = run(settings, resume=resume, console=console)
+    status = 130 if outcome.interrupted else 0
+    if os.environ.get("RANK", "0") != "0":
+        return status
     state = "interrupted" if outcome.interrupted else "done"
     console.print(f"{state} at step {outcome.step}: {outcome.checkpoint}", soft_wrap=True)
     if json is not None:
@@ -41,4 +45,4 @@ def train(
                 "evaluation": outcome.evaluation,
             },
         )
-    return 130 if outcome.interrupted else 0
+    return status
