@@ -246,7 +246,7 @@ class _Runner:
         self._say("stopping: the runs save first; Ctrl-C once more does not wait for that")
         try:
             for child in self._children:
-                child.popen.send_signal(signal.SIGINT)
+                child.popen.send_signal(signal.SIGTERM)
             for child in self._children:
                 if child.popen.wait() == 0:
                     # It was at its end already.
