@@ -243,7 +243,8 @@ class _Counts:
 
 def _count(model: KIModel, trains: dict[str, bool]) -> _Counts:
     names = {parameter: name for name, parameter in model.named_parameters()}
-    matrices = {p for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d) for p in m.parameters()}
+    linear = {p for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d) for p in m.parameters()}
+    matrices = {p for p in linear if _is_cast(names[p])}
     matrices.add(model.paligemma_with_expert.backbone.language_model.embed_tokens.weight)
     units = [set(unit.parameters()) for unit in _units(model)]
     inside = set().union(*units)
@@ -256,6 +257,11 @@ def _count(model: KIModel, trains: dict[str, bool]) -> _Counts:
         units=tuple(map(_elements, units)),
         rest=_elements(names.keys() - inside),
     )
+
+
+def _is_cast(name: str) -> bool:
+    """Whether autocast converts a matrix of that name; the small layers of times, actions and modulation are left."""
+    return KIModel.parameter_dtype(name, torch.bfloat16) is torch.bfloat16
 
 
 def _elements(parameters: Iterable[Tensor]) -> int:
@@ -319,8 +325,9 @@ def _empty_parameters(model: KIModel, trained: frozenset[str], compute_dtype: to
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     for module in model.modules():
-        dtype = compute_dtype if isinstance(module, nn.Linear | nn.Conv2d) else torch.float32
+        linear = isinstance(module, nn.Linear | nn.Conv2d)
         for key, parameter in module.named_parameters(recurse=False):
+            dtype = compute_dtype if linear and _is_cast(names[parameter]) else torch.float32
             empty = torch.empty(parameter.shape, dtype=dtype)
             module.register_parameter(key, nn.Parameter(empty, requires_grad=names[parameter] in trained))
     model.paligemma_with_expert.backbone.vision_tower.materialize_buffers("cpu")

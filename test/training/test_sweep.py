@@ -319,7 +319,8 @@ def test_ctrl_c_has_the_runs_save_first_and_a_second_sweep_is_refused_meanwhile(
         except SweepError as error:
             refused.append(str(error))
         finally:
-            os.kill(os.getpid(), signal.SIGINT)
+            # What Ctrl-C does, and not ignored where a shell has put the tests in the background.
+            os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
