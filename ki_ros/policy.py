@@ -11,7 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ki_ros.model.checkpoint import NORM_STATS_FILE, TOKENIZER_FILE, load_checkpoint, resolve_config
+from ki_ros.model.checkpoint import (
+    NORM_STATS_FILE,
+    TOKENIZER_FILE,
+    checkpoint_directory,
+    load_checkpoint,
+    resolve_config,
+)
 from ki_ros.model.config import KIConfig
 from ki_ros.model.inputs import InputError, PolicyInputs, collate_inputs
 from ki_ros.model.model import KIModel
@@ -256,8 +262,7 @@ def _directories(preset: str | None, checkpoint: str | Path | None) -> list[Path
     """Where the files that belong to the weights are looked for, in order."""
     directories = []
     if checkpoint is not None:
-        path = Path(checkpoint)
-        directories.append(path if path.is_dir() else path.parent)
+        directories.append(checkpoint_directory(Path(checkpoint)))
     if preset is not None:
         try:
             directories.append(model_directory(preset))

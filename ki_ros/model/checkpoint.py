@@ -135,7 +135,7 @@ def resolve_config(path: str | Path, fallback: KIConfig | None) -> tuple[KIConfi
         CheckpointError: as `read_config`; no fallback where one is needed.
     """
     path = Path(path)
-    beside = (path if path.is_dir() else path.parent) / CONFIG_FILE
+    beside = checkpoint_directory(path) / CONFIG_FILE
     if fallback is None or _is_ours(beside):
         return read_config(path), True
     return replace(fallback, action_dim=stored_action_dim(path)), False
@@ -152,6 +152,11 @@ def _is_ours(file: Path) -> bool:
     return isinstance(values, dict) and not {"vision", "language", "expert"}.isdisjoint(values)
 
 
+def checkpoint_directory(path: Path) -> Path:
+    """Where the files that belong to a checkpoint's weights are: beside a file of weights, or in the directory."""
+    return path if path.is_dir() else path.parent
+
+
 def read_config(path: str | Path) -> KIConfig:
     """The configuration beside a checkpoint's weights.
 
@@ -159,7 +164,7 @@ def read_config(path: str | Path) -> KIConfig:
         CheckpointError: there is none, or it is not in this package's format, as in public checkpoints.
     """
     path = Path(path)
-    file = (path if path.is_dir() else path.parent) / CONFIG_FILE
+    file = checkpoint_directory(path) / CONFIG_FILE
     fix = "give the configuration, such as KIConfig.from_preset('pi05_droid_ki')"
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a safetensors file or a directory that holds one")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,15 +28,22 @@ def time_embedding(time: Tensor, width: int) -> Tensor:
     return torch.cat((angle.sin(), angle.cos()), dim=-1).to(torch.float32)
 
 
-def draw_times(
-    shape: tuple[int, ...], *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Times to train at, `Beta(1.5, 1) * 0.999 + 0.001`, float32.
+Uniform = TypeVar("Uniform", Tensor, np.ndarray)
+
+
+def training_times(uniform: Uniform) -> Uniform:
+    """Times to train at, `Beta(1.5, 1) * 0.999 + 0.001`, of uniform numbers in [0, 1), float32.
 
     The distribution function of Beta(a, 1) is x^a, so a uniform number to the power of 1 / a has it.
     """
-    uniform = torch.rand(shape, generator=generator, device=device)
-    return uniform.pow(1.0 / TIME_BETA) * 0.999 + 0.001
+    return uniform ** (1.0 / TIME_BETA) * 0.999 + 0.001
+
+
+def draw_times(
+    shape: tuple[int, ...], *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Times to train at, float32, see `training_times`."""
+    return training_times(torch.rand(shape, generator=generator, device=device))
 
 
 def sample_times(num_steps: int) -> list[float]:

@@ -219,12 +219,7 @@ class PairedTransformer(nn.Module):
         """
         visible, draws = prefix_mask.shape[1], condition.shape[1]
         horizon = suffix.shape[1] // draws
-        position = torch.cat((positions(prefix_mask), next_positions(prefix_mask, fast.shape[1])), dim=1)
-        backbone = Tokens(
-            torch.cat((prefix, fast), dim=1),
-            rotary_embedding(position, self.head_dim),
-            never_empty(backbone_mask(prefix_mask, fast_mask)),
-        )
+        backbone = self._backbone_tokens(prefix, prefix_mask, fast, fast_mask)
         expert = Tokens(
             suffix,
             rotary_embedding(next_positions(prefix_mask, horizon).repeat(1, draws), self.head_dim),
@@ -246,13 +241,17 @@ class PairedTransformer(nn.Module):
         self, prefix: Tensor, prefix_mask: Tensor, fast: Tensor, fast_mask: Tensor, rows: Tensor
     ) -> Tensor:
         """The backbone's part of `joint` alone, for data without actions: its normed output (B, R, W)."""
+        tokens = self._backbone_tokens(prefix, prefix_mask, fast, fast_mask)
+        return self._run_backbone(tokens, torch.cat((prefix_mask, fast_mask), dim=1), rows, past=None)[0]
+
+    def _backbone_tokens(self, prefix: Tensor, prefix_mask: Tensor, fast: Tensor, fast_mask: Tensor) -> Tokens:
+        """Prefix and FAST tokens, which follow it in position and see it causally; arguments as in `joint`."""
         position = torch.cat((positions(prefix_mask), next_positions(prefix_mask, fast.shape[1])), dim=1)
-        tokens = Tokens(
+        return Tokens(
             torch.cat((prefix, fast), dim=1),
             rotary_embedding(position, self.head_dim),
             never_empty(backbone_mask(prefix_mask, fast_mask)),
         )
-        return self._run_backbone(tokens, torch.cat((prefix_mask, fast_mask), dim=1), rows, past=None)[0]
 
     def _run_backbone(
         self, tokens: Tokens, mask: Tensor, rows: Tensor, past: PrefixCache | None

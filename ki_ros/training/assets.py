@@ -15,7 +15,7 @@ from ki_ros.data.chunks import DroidChunks
 from ki_ros.data.pointing import Counterfactuals, Pointing
 from ki_ros.data.statistics import compute_norm_stats
 from ki_ros.data.subset import Subset
-from ki_ros.model.checkpoint import FAST_DIRECTORY, NORM_STATS_FILE, TOKENIZER_FILE
+from ki_ros.model.checkpoint import FAST_DIRECTORY, NORM_STATS_FILE, TOKENIZER_FILE, checkpoint_directory
 from ki_ros.model.config import KIConfig
 from ki_ros.model.fast import FASTTokenizer, FASTVocabulary, TokenizeFASTInputs
 from ki_ros.model.inputs import PolicyInputs
@@ -164,7 +164,7 @@ def _write_norm_stats(config: TrainConfig, sources: Sources, file: Path) -> None
         return
     if config.norm_stats == "checkpoint":
         assert config.model.init is not None
-        beside = _directory(config.model.init)
+        beside = checkpoint_directory(config.model.init)
         found = [*beside.glob(NORM_STATS_FILE), *beside.glob(f"assets/*/{NORM_STATS_FILE}")]
         if len(found) != 1:
             raise TrainConfigError(
@@ -182,7 +182,7 @@ def _tokenizer_file(config: TrainConfig) -> Path:
         return config.tokenizer
     places = []
     if config.model.init is not None:
-        places.append(_directory(config.model.init))
+        places.append(checkpoint_directory(config.model.init))
     if config.model.preset is not None:
         with contextlib.suppress(FileNotFoundError):
             places.append(find_share("models", config.model.preset))
@@ -193,10 +193,6 @@ def _tokenizer_file(config: TrainConfig) -> Path:
         f"tokenizer is missing, and there is no {TOKENIZER_FILE} in {', '.join(map(str, places)) or 'any place'}; "
         f"give its path. {PALIGEMMA_SOURCES}"
     )
-
-
-def _directory(checkpoint: Path) -> Path:
-    return checkpoint if checkpoint.is_dir() else checkpoint.parent
 
 
 def _whole_chunks(source: DroidChunks | Pointing | Subset, stats: NormStats) -> np.ndarray:

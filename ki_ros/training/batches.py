@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ki_ros.model.config import KIConfig
 from ki_ros.model.fast import FASTEncodeError, TokenizeFASTInputs
-from ki_ros.model.flow import TIME_BETA
+from ki_ros.model.flow import training_times
 from ki_ros.model.inputs import EncodedInputs, InputError, PolicyInputs, collate_inputs
 from ki_ros.model.losses import LossCounts
 from ki_ros.model.observation import Observation
@@ -123,7 +123,7 @@ class SampleEncoder:
 
         # Always the same draws in the same order, so that augmentation does not change the noise.
         noise = generator.standard_normal((self._flow_samples, horizon, dim), dtype=np.float32)
-        time = generator.random(self._flow_samples).astype(np.float32) ** np.float32(1 / TIME_BETA) * 0.999 + 0.001
+        time = training_times(generator.random(self._flow_samples).astype(np.float32))
 
         def augment(role: CameraRole, view: np.ndarray) -> np.ndarray:
             assert self._augment is not None
@@ -139,7 +139,7 @@ class SampleEncoder:
         )
         actions = np.zeros((horizon, dim), dtype=np.float64)
         actions[:, :STATE_DIM] = self._inputs.norm_stats.actions.normalize(sample.actions)
-        return EncodedSample(inputs, actions, sample.action_mask, noise, time.astype(np.float32))
+        return EncodedSample(inputs, actions, sample.action_mask, noise, time)
 
     def collate(self, rows: Sequence[EncodedSample]) -> TrainingBatch:
         """A batch of rows. Raises FASTEncodeError for actions that have no tokens, or too many."""

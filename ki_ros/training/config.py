@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -396,8 +395,3 @@ def _not_negative(config: Any, prefix: str, *names: str) -> None:
         value = getattr(config, name)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{prefix}{'.' if prefix else ''}{name} is {value}; give 0 or more")
-
-
-def field_names(cls: type) -> tuple[str, ...]:
-    """Names of a configuration's fields."""
-    return tuple(item.name for item in dataclasses.fields(cls))

@@ -7,7 +7,6 @@ adapters merged), configuration, statistics, tokenizers. `training/` inside hold
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ki_ros.files import sync
 from ki_ros.model.checkpoint import write_checkpoint
 from ki_ros.model.config import KIConfig
 from ki_ros.training.config import LoRAConfig
@@ -224,11 +224,11 @@ class StateStore:
         (temporary / "train.json").write_text(json.dumps({"git": progress.git, **run}, indent=1) + "\n", "utf-8")
         (temporary / "training" / _STATE).write_text(json.dumps(asdict(progress), indent=1) + "\n", "utf-8")
         for path in temporary.rglob("*"):
-            _sync(path)
+            sync(path)
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
-        _sync(self._directory)
+        sync(self._directory)
         self._prune()
 
     def _prune(self) -> None:
@@ -250,14 +250,6 @@ def _attempt(write: Any) -> OSError | None:
         # How safetensors reports a full disk.
         return OSError(str(error))
     return None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read(file: Path, names: set[str]) -> dict[str, Tensor]:
