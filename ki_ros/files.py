@@ -28,6 +28,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def sync_tree(directory: Path) -> None:
+    """`sync` of a directory and of all that is below it."""
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            sync(Path(folder, name))
+        sync(Path(folder))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as indented JSON, atomically."""
     write_atomically(path, lambda file: file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))

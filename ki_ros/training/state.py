@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ki_ros.files import sync
+from ki_ros.files import sync, sync_tree
 from ki_ros.model.checkpoint import write_checkpoint
 from ki_ros.model.config import KIConfig
 from ki_ros.training.config import LoRAConfig
@@ -223,8 +223,7 @@ class StateStore:
         shutil.copytree(self._assets, temporary, dirs_exist_ok=True)
         (temporary / "train.json").write_text(json.dumps({"git": progress.git, **run}, indent=1) + "\n", "utf-8")
         (temporary / "training" / _STATE).write_text(json.dumps(asdict(progress), indent=1) + "\n", "utf-8")
-        for path in temporary.rglob("*"):
-            sync(path)
+        sync_tree(temporary)
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
+from ki_ros.files import sync, sync_tree
 from ki_ros.model.interchange.errors import InterchangeError
 
 
@@ -73,11 +74,11 @@ def assembled(output: Path) -> Iterator[Path]:
     try:
         partial.mkdir()
         yield partial
-        _sync_tree(partial)
+        sync_tree(partial)
         _replace(partial, output, replaced)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _sync(output.parent)
+    sync(output.parent)
 
 
 def _replace(partial: Path, output: Path, replaced: Path) -> None:
@@ -92,18 +93,3 @@ def _replace(partial: Path, output: Path, replaced: Path) -> None:
             replaced.rename(output)
         raise
     shutil.rmtree(replaced)
-
-
-def _sync_tree(directory: Path) -> None:
-    for folder, _, files in os.walk(directory):
-        for name in files:
-            _sync(Path(folder, name))
-        _sync(Path(folder))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
