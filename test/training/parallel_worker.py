@@ -1,8 +1,10 @@
-"""What one of several processes holds of a sharded model; run under torchrun, prints one line of JSON."""
+"""What one of several processes holds of a sharded model; run under torchrun, writes `<rank>.json` into a directory."""
 
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -20,8 +22,7 @@ def main() -> None:
         whole = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         Parallel(model, processes, "fsdp", unused_parameters=False)
         held = dict(model.named_parameters())
-        line = {
-            "rank": processes.rank,
+        report = {
             "names_kept": list(held) == list(whole),
             "sharded": all(isinstance(parameter, DTensor) for parameter in held.values()),
             "held": sum(p.to_local().numel() for p in held.values()),
@@ -30,7 +31,8 @@ def main() -> None:
             "groups": sum(type(m).__name__.startswith("FSDP") for m in model.paligemma_with_expert.pairs),
             "layers": len(model.paligemma_with_expert.pairs),
         }
-        print("HELD " + json.dumps(line), flush=True)
+        # A file of its own: lines that two processes print may run into each other.
+        Path(sys.argv[1], f"{processes.rank}.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

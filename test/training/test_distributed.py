@@ -67,20 +67,20 @@ def test_a_run_goes_on_with_other_processes(alone: Path, tmp_path: Path) -> None
     load_checkpoint(checkpoints(tmp_path / "out")[STEPS])
 
 
-def test_each_process_holds_half() -> None:
+def test_each_process_holds_half(tmp_path: Path) -> None:
     worker = Path(__file__).with_name("parallel_worker.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(worker)],
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(worker), str(tmp_path)],
         env=tiny.environment(), capture_output=True, text=True, timeout=200, check=True,
     )  # fmt: skip
-    lines = [json.loads(text.partition("HELD ")[2]) for text in done.stdout.splitlines() if "HELD " in text]
-    assert sorted(line["rank"] for line in lines) == [0, 1]
-    for line in lines:
-        assert line["names_kept"]
-        assert line["sharded"]
-        assert line["equal"]
-        assert line["groups"] == line["layers"] == 4
-        assert line["held"] == pytest.approx(line["whole"] / 2, rel=0.01)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0.json", "1.json"]
+    for file in tmp_path.iterdir():
+        report = json.loads(file.read_text())
+        assert report["names_kept"]
+        assert report["sharded"]
+        assert report["equal"]
+        assert report["groups"] == report["layers"] == 4
+        assert report["held"] == pytest.approx(report["whole"] / 2, rel=0.01)
 
 
 def test_killed_process_leaves_the_last_checkpoint(tmp_path: Path) -> None:
