@@ -70,7 +70,7 @@ def test_a_run_goes_on_with_other_processes(alone: Path, tmp_path: Path) -> None
 def test_each_process_holds_half(tmp_path: Path) -> None:
     worker = Path(__file__).with_name("parallel_worker.py")
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(worker), str(tmp_path)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(worker), tmp_path],
         env=tiny.environment(), capture_output=True, text=True, timeout=200, check=True,
     )  # fmt: skip
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0.json", "1.json"]
