@@ -5,6 +5,8 @@ Shapes: B batch, L queries, S keys, W width, N heads, K key/value heads, H head 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,12 +23,14 @@ def _rms_normalize(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Context in which layers compute in the dtype of their weights, whatever autocast is around them.
 
-    For the few small layers whose rounding would be felt: those of times, actions and modulation.
+    For the few small layers whose rounding would be felt: those of times, actions and modulation. Inference has no
+    autocast, and enters a hundred of these contexts for each chunk, so there it is one that costs nothing.
     """
-    return torch.autocast(x.device.type, enabled=False)
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class RMSNorm(nn.Module):
