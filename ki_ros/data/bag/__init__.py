@@ -1,0 +1,1 @@
+"""Recordings in rosbag2's formats, written and read without ROS."""
