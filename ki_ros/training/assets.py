@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from ki_ros.data.bag_chunks import BagChunks, select_episodes, split_episodes
+from ki_ros.data.cache import Cache
 from ki_ros.data.chunks import DroidChunks
 from ki_ros.data.pointing import Counterfactuals, Pointing
 from ki_ros.data.statistics import compute_norm_stats
@@ -25,7 +28,8 @@ from ki_ros.rig import STATE_DIM, CameraRole
 from ki_ros.sample import SampleSource
 from ki_ros.share import find_share
 from ki_ros.training.batches import SampleEncoder
-from ki_ros.training.config import DroidData, TrainConfig, TrainConfigError, episode_numbers
+from ki_ros.training.cached import update_cache
+from ki_ros.training.config import CachedData, DroidData, TrainConfig, TrainConfigError, episode_numbers
 
 _FIT_CHUNKS = 50_000
 
@@ -42,7 +46,7 @@ class Sources:
         whole: whether every sample has all of them.
     """
 
-    train: DroidChunks | Pointing | Subset
+    train: DroidChunks | Pointing | BagChunks | Subset
     held_out: SampleSource | None
     others: SampleSource | None
     views: tuple[CameraRole, ...]
@@ -76,6 +80,8 @@ def open_sources(config: TrainConfig, model: KIConfig) -> Sources:
         sources = Sources(
             chunks(train), chunks(held_out) if held_out else None, None, data.views, data.missing_views == "refuse"
         )
+    elif isinstance(data, CachedData):
+        sources = _cached_sources(data, model)
     else:
         views = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
         first, other = (
@@ -94,6 +100,28 @@ def open_sources(config: TrainConfig, model: KIConfig) -> Sources:
     if not len(sources.train):
         raise TrainConfigError("the training data are empty; give at least one sample")
     return sources
+
+
+def _cached_sources(data: CachedData, model: KIConfig) -> Sources:
+    if data.directory is not None:
+        update_cache(data)
+    cache = Cache(data.cache_directory)
+
+    def chunks(episodes: Sequence[int]) -> BagChunks:
+        return BagChunks(
+            cache,
+            horizon=model.action_horizon,
+            action_space=data.action_space,
+            views=data.views,
+            outcomes=data.outcomes,
+            drop_idle=data.drop_idle,
+            episodes=episodes,
+            missing_views=data.missing_views,
+        )
+
+    train, held_out = split_episodes(cache, select_episodes(cache, data.outcomes), data.held_out)
+    whole = data.missing_views == "refuse"
+    return Sources(chunks(train), chunks(held_out) if held_out else None, None, data.views, whole)
 
 
 def prepare_assets(config: TrainConfig, sources: Sources, console: Console) -> Path:
@@ -195,7 +223,7 @@ def _tokenizer_file(config: TrainConfig) -> Path:
     )
 
 
-def _whole_chunks(source: DroidChunks | Pointing | Subset, stats: NormStats) -> np.ndarray:
+def _whole_chunks(source: DroidChunks | Pointing | BagChunks | Subset, stats: NormStats) -> np.ndarray:
     """Normalised chunks (N, H, 8) without a step past the end; of a large source, every so many."""
     actions, mask = source.chunks()
     whole = actions[mask.all(1)]

@@ -89,7 +89,79 @@ class PointingData:
     seed: int = 0
 
 
-Data = Annotated[DroidData | PointingData, Field(discriminator="kind")]
+@dataclass(frozen=True, kw_only=True)
+class CachedData:
+    """What data have in common that are read once into a cache, see `ki_ros.data.cache`.
+
+    Attributes:
+        directory: of the recordings; None to use `cache` as it is.
+        cache: directory of the cache; beside `directory`, with `.cache` at its name's end, when None. It is made or
+            brought up to date when a run starts.
+        held_out: episodes to evaluate on instead: below 1 their share, from 1 on their number. They are chosen by a
+            hash of their ids, so the same ones at every run.
+        outcomes: of success, failure and unknown, those of episodes to use.
+        drop_idle: whether steps at which nothing happens are left out, but for the first of each pause.
+        views: cameras to train with; none for training on states alone.
+        missing_views: whether an episode without one of the views is refused, or trained on without it.
+        action_space: what actions are derived in; the model's must be the same.
+        encoding: of the cache's pictures; raw ones are exact and larger.
+        quality: of JPEG, 1 to 100.
+        build_workers: processes that make the cache; one for each core when None.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    directory: Path | None = None
+    cache: Path | None = None
+    held_out: float = 0.1
+    outcomes: tuple[Literal["success", "failure", "unknown"], ...] = ("success",)
+    drop_idle: bool = True
+    views: tuple[CameraRole, ...] = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
+    missing_views: Literal["refuse", "mask"] = "refuse"
+    action_space: ActionSpace = ActionSpace.JOINT_VELOCITY
+    encoding: Literal["jpeg", "raw"] = "jpeg"
+    quality: int = 95
+    build_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.directory is None and self.cache is None:
+            raise ValueError("data.directory and data.cache are both missing; give at least one")
+        if not self.outcomes:
+            raise ValueError("data.outcomes is empty; give some of success, failure, unknown")
+        if not (0 <= self.held_out < math.inf and (self.held_out < 1 or self.held_out == int(self.held_out))):
+            raise ValueError(
+                f"data.held_out is {self.held_out}; give a share of the episodes below 1, or a whole number of them"
+            )
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"data.quality is {self.quality}; give 1 to 100")
+        if self.build_workers is not None:
+            _positive(self, "data", "build_workers")
+
+    @property
+    def cache_directory(self) -> Path:
+        """Where the cache is."""
+        if self.cache is not None:
+            return self.cache
+        assert self.directory is not None
+        return self.directory.with_name(f"{self.directory.resolve().name}.cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BagsData(CachedData):
+    """Episodes in rosbag2 recordings.
+
+    Attributes:
+        parameters: parameter file of the observation node that they were recorded with; None to find the topics in the
+            bags.
+    """
+
+    kind: Literal["bags"] = "bags"
+    parameters: Path | None = None
+
+
+Data = Annotated[DroidData | PointingData | BagsData, Field(discriminator="kind")]
+
+_KINDS = ("droid", "pointing", "bags")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,7 +440,7 @@ def episode_numbers(text: str, name: str) -> list[int]:
 
 def _describe(item: Mapping[str, Any]) -> str:
     # The discriminator's value is part of pydantic's location, but no field.
-    name = ".".join(str(part) for part in item["loc"] if part not in ("droid", "pointing"))
+    name = ".".join(str(part) for part in item["loc"] if part not in _KINDS)
     if item["type"] == "missing":
         return f"{name} is missing; add it"
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):

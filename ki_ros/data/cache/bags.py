@@ -1,0 +1,76 @@
+"""Recorded bags as origins of a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ki_ros.data.bag import find_bags
+from ki_ros.data.cache.part import CacheError
+from ki_ros.data.episodes import Episode, read_episodes
+from ki_ros.observation.rig_streams import RigStreams
+
+SUFFIXES = (".mcap", ".db3", ".zstd", ".yaml")
+"""Of the files that a bag is made of."""
+
+
+@dataclass(frozen=True)
+class BagOrigin:
+    """A bag.
+
+    Attributes:
+        name: its path below the directory of all bags.
+        path: of its directory or its only file.
+        fingerprint: SHA-256 of names, sizes and times of its files.
+        streams: what was recorded; None to find the topics in the bag.
+    """
+
+    name: str
+    path: Path
+    fingerprint: str
+    streams: RigStreams | None
+
+    def episodes(self) -> list[Episode]:
+        """Its episodes. Raises ValueError or OSError for a bag that cannot be read."""
+        return read_episodes(self.path, self.streams)
+
+
+def bag_origins(directory: Path, parameters: Path | None = None) -> list[BagOrigin]:
+    """The bags below a directory, in the order of their names.
+
+    Args:
+        directory: of the bags.
+        parameters: parameter file of the observation node that they were recorded with; None to find the topics in the
+            bags.
+
+    Raises:
+        CacheError: no directory, or no bag in it.
+        ValueError: a parameter file that is wrong.
+    """
+    if not directory.is_dir():
+        raise CacheError(f"{directory} is no directory; give one with bags")
+    bags = find_bags(directory)
+    if not bags:
+        raise CacheError(f"{directory} has no bag: no directory with .mcap or .db3 files; give one with recordings")
+    streams = None if parameters is None else RigStreams.from_parameter_file(parameters)
+    return [BagOrigin(_name(bag, directory), bag, _fingerprint(bag), streams) for bag in bags]
+
+
+def bag_settings(parameters: Path | None = None) -> dict[str, Any]:
+    """What decides how bags become episodes, as plain values."""
+    streams = None if parameters is None else asdict(RigStreams.from_parameter_file(parameters))
+    return {"kind": "bags", "streams": json.loads(json.dumps(streams, default=str))}
+
+
+def _name(bag: Path, directory: Path) -> str:
+    name = bag.relative_to(directory).as_posix()
+    return bag.name if name == "." else name
+
+
+def _fingerprint(bag: Path) -> str:
+    files = sorted(file for file in bag.rglob("*") if file.suffix in SUFFIXES) if bag.is_dir() else [bag]
+    facts = [(file.relative_to(bag.parent).as_posix(), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -1,0 +1,178 @@
+"""Making a cache of many origins with several processes."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol
+
+from ki_ros.data.cache.episode import SourceEpisode
+from ki_ros.data.cache.part import CacheError, Storage
+from ki_ros.data.cache.writer import CacheWriter, add_part
+
+
+class Origin(Protocol):
+    """What episodes are read together from. Can be pickled.
+
+    Attributes:
+        name: of no other origin of the cache, such as a path below the directory of all.
+        fingerprint: changes when the episodes do.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def episodes(self) -> Iterable[SourceEpisode]:
+        """Reads them, one after the other. Raises ValueError or OSError for an origin that has none to give."""
+        ...
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """Where a build is.
+
+    Attributes:
+        done, total: origins that are through, and all.
+        steps: written by this build.
+        name: of the origin that is through now; empty at the beginning.
+        error: why it could not be read; empty if it could.
+    """
+
+    done: int
+    total: int
+    steps: int = 0
+    name: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        added: origins of which a part was made, or made anew.
+        kept: origins whose part was there already.
+        removed: origins that are there no more; their episodes are in the cache no more either.
+        refused: why, by name of the origin that could not be read.
+        steps: written.
+    """
+
+    added: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
+
+
+def build_cache(
+    origins: Sequence[Origin],
+    directory: str | Path,
+    storage: Storage | None = None,
+    *,
+    workers: int = 1,
+    progress: Callable[[BuildProgress], None] = lambda _: None,
+    waiting: Callable[[], None] = lambda: None,
+) -> BuildReport:
+    """Brings a cache up to date with its origins: what is there and has not changed is kept.
+
+    An origin that cannot be read is left out and reported; the others are cached. Interrupted at any time, by SIGKILL
+    too, the next call goes on from the origins that were through. Processes that call it for one directory take turns,
+    and all but the first find it done.
+
+    Args:
+        origins: all that the cache is to hold; others are removed from it.
+        directory: of the cache; made if it is missing.
+        storage: how it stores what it is given.
+        workers: processes; 1 for this one alone.
+        progress: called at the beginning and after each origin.
+        waiting: called once before waiting for another process that builds the same cache.
+
+    Raises:
+        CacheError: two origins of one name; none that can be read; a damaged cache, or one of another storage.
+        OSError: the cache cannot be written.
+    """
+    if workers < 1:
+        raise CacheError(f"workers is {workers}; give at least 1 process")
+    by_name: dict[str, Origin] = {}
+    for origin in origins:
+        if by_name.setdefault(origin.name, origin) is not origin:
+            raise CacheError(f"two origins have the name {origin.name!r}; give each a name of its own")
+    storage = storage if storage is not None else Storage()
+    refused: dict[str, str] = {}
+    steps = 0
+    with CacheWriter(directory, storage, waiting=waiting) as writer:
+        fingerprints = {name: origin.fingerprint for name, origin in by_name.items()}
+        kept = [name for name in by_name if writer.has(name, fingerprints[name])]
+        missing = [origin for name, origin in by_name.items() if name not in set(kept)]
+        done = len(kept)
+        progress(BuildProgress(done, len(by_name)))
+        for name, written, error in _add_all(writer, missing, fingerprints, workers):
+            done += 1
+            steps += written
+            if error:
+                refused[name] = error
+            progress(BuildProgress(done, len(by_name), steps, name, error))
+        added = [origin.name for origin in missing if origin.name not in refused]
+        if not (kept or added):
+            reason = next((f"; the first refused is {name}: {error}" for name, error in refused.items()), "")
+            raise CacheError(f"{directory}: none of {len(by_name)} origins can be cached{reason}")
+        removed = writer.commit({name: fingerprints[name] for name in (*kept, *added)})
+    gone = tuple(name for name in removed if name not in by_name)
+    return BuildReport(tuple(added), tuple(kept), gone, refused, steps)
+
+
+def _add_all(
+    writer: CacheWriter, origins: Sequence[Origin], fingerprints: dict[str, str], workers: int
+) -> Iterable[tuple[str, int, str]]:
+    """Name, steps and error of each origin, in the order in which they are through."""
+    jobs = [(writer.directory, writer.storage, origin, fingerprints[origin.name]) for origin in origins]
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        yield from (_add(*job) for job in jobs)
+        return
+    # Forking a process that has threads in it may hang.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("forkserver"), initializer=_begin_worker)
+    waiting: set[Future[tuple[str, int, str]]] = set()
+    try:
+        left = iter(jobs)
+        while True:
+            # Few at a time: whoever interrupts a build waits for no queue.
+            while len(waiting) < 2 * workers and (job := next(left, None)) is not None:
+                waiting.add(pool.submit(_add, *job))
+            if not waiting:
+                break
+            through, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in through:
+                yield future.result()
+    except BaseException:
+        # What they are writing is under a temporary name and nobody's loss.
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    # Ctrl-C reaches all processes of a terminal; the one that started them ends them in order.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _add(directory: Path, storage: Storage, origin: Origin, fingerprint: str) -> tuple[str, int, str]:
+    try:
+        episodes = origin.episodes()
+    except (ValueError, OSError) as error:
+        return origin.name, 0, str(error)
+    try:
+        return origin.name, add_part(directory, storage, origin.name, fingerprint, episodes), ""
+    except ValueError as error:
+        return origin.name, 0, str(error)
