@@ -55,6 +55,8 @@ class Train:
 
     config: Annotated[Path, tyro.conf.Positional]
     """The run, as YAML; config/train has examples."""
+    bags: Path | None = None
+    """Directory of bags to train on, in place of the file's data."""
     set: tuple[str, ...] = ()
     """Fields to set on top of the file, such as optimizer.learning_rate=1e-4."""
     output: Path | None = None
@@ -63,6 +65,26 @@ class Train:
     """Go on from the newest checkpoint in the output."""
     dry_run: bool = False
     """Print what the run needs in memory, for each way to spread it, and allocate nothing."""
+    json: Path | None = None
+    """Write the figures to this file too."""
+
+
+@dataclass
+class Cache:
+    """Read bags once into a cache for training: resumable, only what is new or has changed, several processes."""
+
+    bags: Annotated[Path, tyro.conf.Positional]
+    """Directory of the bags, at any depth."""
+    output: Annotated[Path, tyro.conf.Positional]
+    """Directory of the cache; `ki-ros train` takes BAGS.cache when nothing else is said."""
+    parameters: Path | None = None
+    """Parameter file of the observation node that they were recorded with; left out: topics are found in the bags."""
+    encoding: Literal["jpeg", "raw"] = "jpeg"
+    """How pictures are kept; raw ones are exact and nine times as large."""
+    quality: int = 95
+    """Of JPEG, 1 to 100."""
+    workers: int = 0
+    """Processes; 0: one for each core."""
     json: Path | None = None
     """Write the figures to this file too."""
 
@@ -155,6 +177,7 @@ Command = (
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Cache, tyro.conf.subcommand("cache")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Checkpoint, tyro.conf.subcommand("checkpoint")]
 )
@@ -196,6 +219,10 @@ def _run(command: Command) -> int:
         from ki_ros.commands.sweep import sweep
 
         return sweep(**vars(command))
+    if isinstance(command, Cache):
+        from ki_ros.commands.cache import cache
+
+        return cache(**vars(command))
     if isinstance(command, Train):
         from ki_ros.commands.train import train
 

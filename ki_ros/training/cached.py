@@ -13,10 +13,11 @@ from ki_ros.training.config import BagsData, CachedData
 def update_cache(
     data: CachedData,
     *,
+    retry_refused: bool = False,
     progress: Callable[[BuildProgress], None] = lambda _: None,
     waiting: Callable[[], None] = lambda: None,
 ) -> BuildReport:
-    """Reads what is new or has changed below `data.directory` into the cache.
+    """Reads what is new or has changed below `data.directory` into the cache. Arguments as of `build_cache`.
 
     Raises:
         ValueError: a directory without recordings; recordings of which none can be read; a damaged cache, or one of
@@ -32,6 +33,7 @@ def update_cache(
         data.cache_directory,
         Storage(data.encoding, data.quality, bag_settings(data.parameters)),
         workers=data.build_workers or os.cpu_count() or 1,
+        retry_refused=retry_refused,
         progress=progress,
         waiting=waiting,
     )

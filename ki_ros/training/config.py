@@ -357,14 +357,20 @@ def parse(values: Mapping[str, Any]) -> TrainConfig:
         raise TrainConfigError("\n".join(_describe(item) for item in error.errors())) from None
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load(path: Path, overrides: Sequence[str] = (), *, bags: Path | None = None) -> TrainConfig:
     """The configuration in a YAML file with `overrides` such as `optimizer.learning_rate=1e-4` on top.
+
+    Args:
+        path: of the file.
+        overrides: as of `apply_overrides`.
+        bags: directory of bags to train on in place of the file's data, see `with_bags`.
 
     Raises:
         TrainConfigError: a file that cannot be read, or as `parse`.
     """
     try:
-        return parse(apply_overrides(read_yaml(path), overrides))
+        values = read_yaml(path)
+        return parse(apply_overrides(values if bags is None else with_bags(values, bags), overrides))
     except TrainConfigError as error:
         raise TrainConfigError(f"{path}: {error}") from None
 
@@ -398,6 +404,23 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
             if not isinstance(at, dict):
                 raise TrainConfigError(f"override {override!r}: {parent} is {at!r}, not a mapping; set it as a whole")
         at[leaf] = parse_value(text)
+    return result
+
+
+def with_bags(values: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """A copy of nested values that trains on the bags in a directory.
+
+    Of other data than bags, only views and action space are taken over: they say what the model is given.
+    """
+    result = _copy(values)
+    data = result.get("data")
+    data = data if isinstance(data, dict) else {}
+    if data.get("kind") == "bags":
+        # A cache is one directory's.
+        kept = {name: value for name, value in data.items() if name != "cache"}
+    else:
+        kept = {name: data[name] for name in ("views", "missing_views", "action_space") if name in data}
+    result["data"] = kept | {"kind": "bags", "directory": str(directory)}
     return result
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Protocol
+
+import cv2
 
 from ki_ros.data.cache.episode import SourceEpisode
 from ki_ros.data.cache.part import CacheError, Storage
@@ -78,6 +82,7 @@ def build_cache(
     storage: Storage | None = None,
     *,
     workers: int = 1,
+    retry_refused: bool = True,
     progress: Callable[[BuildProgress], None] = lambda _: None,
     waiting: Callable[[], None] = lambda: None,
 ) -> BuildReport:
@@ -92,6 +97,7 @@ def build_cache(
         directory: of the cache; made if it is missing.
         storage: how it stores what it is given.
         workers: processes; 1 for this one alone.
+        retry_refused: whether to read origins again that were refused before and have not changed since.
         progress: called at the beginning and after each origin.
         waiting: called once before waiting for another process that builds the same cache.
 
@@ -106,32 +112,38 @@ def build_cache(
         if by_name.setdefault(origin.name, origin) is not origin:
             raise CacheError(f"two origins have the name {origin.name!r}; give each a name of its own")
     storage = storage if storage is not None else Storage()
-    refused: dict[str, str] = {}
     steps = 0
     with CacheWriter(directory, storage, waiting=waiting) as writer:
         fingerprints = {name: origin.fingerprint for name, origin in by_name.items()}
-        kept = [name for name in by_name if writer.has(name, fingerprints[name])]
-        missing = [origin for name, origin in by_name.items() if name not in set(kept)]
-        done = len(kept)
+        before = {} if retry_refused else writer.refused
+        refused = {name: why for name, (state, why) in before.items() if fingerprints.get(name) == state}
+        kept = [name for name in by_name if name not in refused and writer.has(name, fingerprints[name])]
+        known = {*kept, *refused}
+        missing = [origin for name, origin in by_name.items() if name not in known]
+        done = len(known)
         progress(BuildProgress(done, len(by_name)))
-        for name, written, error in _add_all(writer, missing, fingerprints, workers):
-            done += 1
-            steps += written
-            if error:
-                refused[name] = error
-            progress(BuildProgress(done, len(by_name), steps, name, error))
+        with closing(_add_all(writer, missing, fingerprints, workers)) as through:
+            for name, written, error in through:
+                done += 1
+                steps += written
+                if error:
+                    refused[name] = error
+                progress(BuildProgress(done, len(by_name), steps, name, error))
         added = [origin.name for origin in missing if origin.name not in refused]
         if not (kept or added):
             reason = next((f"; the first refused is {name}: {error}" for name, error in refused.items()), "")
             raise CacheError(f"{directory}: none of {len(by_name)} origins can be cached{reason}")
-        removed = writer.commit({name: fingerprints[name] for name in (*kept, *added)})
+        removed = writer.commit(
+            {name: fingerprints[name] for name in (*kept, *added)},
+            {name: (fingerprints[name], error) for name, error in refused.items()},
+        )
     gone = tuple(name for name in removed if name not in by_name)
     return BuildReport(tuple(added), tuple(kept), gone, refused, steps)
 
 
 def _add_all(
     writer: CacheWriter, origins: Sequence[Origin], fingerprints: dict[str, str], workers: int
-) -> Iterable[tuple[str, int, str]]:
+) -> Generator[tuple[str, int, str], None, None]:
     """Name, steps and error of each origin, in the order in which they are through."""
     jobs = [(writer.directory, writer.storage, origin, fingerprints[origin.name]) for origin in origins]
     workers = min(workers, len(jobs))
@@ -163,8 +175,17 @@ def _add_all(
 
 def _begin_worker() -> None:
     # Ctrl-C reaches all processes of a terminal; the one that started them ends them in order.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cv2.setNumThreads(1)
+
+
+def _end_with_parent() -> None:
+    """A worker whose owner was killed would wait for its next job for ever."""
+    owner = parent_process()
+    if owner is not None:
+        owner.join()
+        os._exit(1)
 
 
 def _add(directory: Path, storage: Storage, origin: Origin, fingerprint: str) -> tuple[str, int, str]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,14 @@ def place_file(role: CameraRole, name: str) -> str:
     return f"{role.value}_{name}"
 
 
-def write_index(directory: Path, parts: Sequence[Part], storage: Storage) -> None:
+def write_index(directory: Path, parts: Sequence[Part], storage: Storage, refused: Mapping[str, list[str]]) -> None:
     """Writes the index of these parts and puts it in place of the one before.
+
+    Args:
+        directory: of the cache.
+        parts: in the order of their names.
+        storage: of all of them.
+        refused: fingerprint and reason of origins that have no part, by name.
 
     Raises:
         CacheError: a part that is damaged.
@@ -80,6 +86,7 @@ def write_index(directory: Path, parts: Sequence[Part], storage: Storage) -> Non
         "files": files,
         "views": [role.value for role in roles],
         "parts": [{"name": part.name, "fingerprint": part.fingerprint} for part in parts],
+        "refused": dict(refused),
         "episodes": [
             asdict(episode) | {"part": part.directory.name, "number": number} for part, number, episode in table
         ],

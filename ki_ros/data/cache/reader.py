@@ -57,6 +57,7 @@ class Cache:
         targets: (N, 8) float64, positions [rad] and closedness commanded for the end of each step.
         segment: (N,) int32, of the step's episode.
         idle: (N,) bool.
+        refused: why, by name, of bags and the like that could not be read when the cache was made.
 
     Arrays are read-only maps of files. A cache can be pickled: another process opens the same files by itself.
     """
@@ -79,6 +80,7 @@ class Cache:
         check_index(directory, manifest, contents=contents)
         self.directory = directory
         self.encoding = manifest["storage"]["encoding"]
+        self.refused: dict[str, str] = {name: entry[1] for name, entry in manifest["refused"].items()}
         self._checksum = checksum(manifest)
         self._entries = manifest["episodes"]
         lengths = [entry["length"] for entry in self._entries]

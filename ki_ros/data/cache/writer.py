@@ -82,11 +82,20 @@ class CacheWriter:
         """
         return add_part(self.directory, self.storage, name, fingerprint, episodes)
 
-    def commit(self, origins: Mapping[str, str]) -> tuple[str, ...]:
+    @property
+    def refused(self) -> dict[str, tuple[str, str]]:
+        """Origins that could not be read when the cache was committed: fingerprint and reason by name."""
+        manifest = self._manifest()
+        return {} if manifest is None else {name: (entry[0], entry[1]) for name, entry in manifest["refused"].items()}
+
+    def commit(
+        self, origins: Mapping[str, str], refused: Mapping[str, tuple[str, str]] | None = None
+    ) -> tuple[str, ...]:
         """Makes a cache of the parts of these origins, in the order of their names, and deletes all other parts.
 
         Args:
             origins: fingerprints by name.
+            refused: fingerprint and reason of those that could not be read, to be kept with the cache.
 
         Returns:
             Names of other origins whose parts were deleted.
@@ -104,8 +113,9 @@ class CacheWriter:
         places = {part.directory for part in parts}
         stale = [place for place in sorted(self.directory.glob(f"{PARTS}/*")) if place not in places]
         others = {part.name for place in stale if (part := read_part(place, self.storage)) is not None}
-        if not self._is_committed(parts):
-            write_index(self.directory, parts, self.storage)
+        reasons = {name: list(entry) for name, entry in sorted((refused or {}).items())}
+        if not self._is_committed(parts, reasons):
+            write_index(self.directory, parts, self.storage, reasons)
         # Only now does no manifest name them.
         for place in stale:
             shutil.rmtree(place, ignore_errors=True)
@@ -114,13 +124,14 @@ class CacheWriter:
     def _part(self, name: str, fingerprint: str) -> Part | None:
         return read_part(self.directory / PARTS / part_directory(name, fingerprint), self.storage)
 
-    def _is_committed(self, parts: list[Part]) -> bool:
+    def _is_committed(self, parts: list[Part], refused: dict[str, list[str]]) -> bool:
         manifest = self._manifest()
         if manifest is None:
             return False
         digests = [episode.digest for part in parts for episode in part.episodes]
         return (
             manifest["parts"] == [{"name": part.name, "fingerprint": part.fingerprint} for part in parts]
+            and manifest["refused"] == refused
             and [episode["digest"] for episode in manifest["episodes"]] == digests
             and (self.directory / manifest["index"]).is_dir()
         )

@@ -1,0 +1,137 @@
+"""`ki-ros cache`: bags, read once for training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ki_ros.data.cache import Cache
+from ki_ros.data.cache.build import BuildProgress, BuildReport
+from ki_ros.files import write_json
+from ki_ros.training.cached import update_cache
+from ki_ros.training.config import BagsData, CachedData, TrainConfigError
+
+console = Console()
+
+
+def cache(
+    *,
+    bags: Path,
+    output: Path,
+    parameters: Path | None,
+    encoding: Literal["jpeg", "raw"],
+    quality: int,
+    workers: int,
+    json: Path | None,
+) -> int:
+    """Brings a cache up to date and prints what is in it; returns the exit status. Arguments as in `ki_ros.cli.Cache`.
+
+    Raises:
+        ValueError: a directory without bags, or without one that can be read; a cache that is damaged or of other
+            settings.
+        OSError: the cache cannot be written.
+    """
+    if json is not None and json.is_dir():
+        raise TrainConfigError(f"json is {json}, a directory; give a file")
+    data = BagsData(
+        directory=bags,
+        cache=output,
+        parameters=parameters,
+        encoding=encoding,
+        quality=quality,
+        build_workers=workers or None,
+    )
+    try:
+        report = build_with_progress(data, console)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from here")
+        raise
+    figures = _summary(Cache(output))
+    _print(figures, report)
+    if json is not None:
+        changes = {
+            "added": list(report.added),
+            "kept": len(report.kept),
+            "removed": list(report.removed),
+            "refused": report.refused,
+        }
+        write_json(json, figures | changes)
+    return 0
+
+
+def build_with_progress(data: CachedData, shown: Console) -> BuildReport:
+    """Brings a run's cache up to date, with a bar where it takes time, and names what is refused.
+
+    Raises:
+        ValueError, OSError: as `update_cache`.
+    """
+    columns = (
+        TextColumn("reading"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[steps]:,} steps"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=shown, transient=True) as bar:
+        task = bar.add_task("", total=None, steps=0)
+
+        def show(progress: BuildProgress) -> None:
+            bar.update(task, completed=progress.done, total=progress.total, steps=progress.steps)
+
+        report = update_cache(
+            data,
+            retry_refused=True,
+            progress=show,
+            waiting=lambda: shown.print(f"waiting for another process that reads into {data.cache_directory}"),
+        )
+    for name, reason in report.refused.items():
+        shown.print(f"[red]left out[/] {name}: {reason}", highlight=False, soft_wrap=True)
+    for name in report.removed:
+        shown.print(
+            f"[yellow]removed[/] {name}: it is no longer below {data.directory}", highlight=False, soft_wrap=True
+        )
+    return report
+
+
+def _summary(made: Cache) -> dict:
+    tasks = Counter((episode.instruction, episode.outcome) for episode in made.episodes)
+    steps: Counter = Counter()
+    for episode in made.episodes:
+        steps[episode.instruction, episode.outcome] += episode.length
+    return {
+        "episodes": len(made.episodes),
+        "steps": len(made),
+        "idle_steps": int(made.idle.sum()),
+        "seconds": sum(episode.length / episode.rate for episode in made.episodes),
+        "bytes": sum(file.stat().st_size for file in made.directory.rglob("*") if file.is_file()),
+        "encoding": made.encoding,
+        "action_sources": dict(Counter(episode.action_source for episode in made.episodes)),
+        "tasks": [
+            {"instruction": instruction, "outcome": outcome, "episodes": count, "steps": steps[instruction, outcome]}
+            for (instruction, outcome), count in sorted(tasks.items())
+        ],
+    }
+
+
+def _print(figures: dict, report: BuildReport) -> None:
+    table = Table()
+    for column, justify in (("instruction", "left"), ("outcome", "left"), ("episodes", "right"), ("steps", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for task in figures["tasks"]:
+        table.add_row(task["instruction"] or "(none)", task["outcome"], str(task["episodes"]), f"{task['steps']:,}")
+    console.print(table)
+    console.print(
+        f"{figures['episodes']} episodes, {figures['steps']:,} steps ({figures['idle_steps']:,} idle), "
+        f"{figures['seconds'] / 60:.1f} min, {figures['bytes'] / 1e6:.1f} MB as {figures['encoding']}; "
+        f"{len(report.added)} read, {len(report.kept)} kept, {len(report.removed)} removed, "
+        f"{len(report.refused)} left out",
+        highlight=False,
+        soft_wrap=True,
+    )
