@@ -1,7 +1,7 @@
 """Serialised ROS messages, made without ROS.
 
-The bytes are those that `rclpy.serialization.serialize_message` gives on a little-endian machine: XCDR version 1, fields
-in the order of the message definition, each aligned to its size, counted from behind the four bytes of the header.
+The bytes are those that `rclpy.serialization.serialize_message` gives on a little-endian machine: XCDR version 1,
+fields in the order of the message definition, each aligned to its size, counted from behind the header's four bytes.
 Padding is zero here; rclpy leaves it as it was in memory, and may leave some at the end.
 """
 
@@ -38,7 +38,7 @@ def image(stamp_ns: int, frame_id: str, pixels: np.ndarray) -> bytes:
 
 
 def compressed_image(stamp_ns: int, frame_id: str, format: str, data: bytes) -> bytes:
-    """A sensor_msgs/CompressedImage: `format` such as "jpeg", `data` the compressed picture. ValueError: a bad stamp."""
+    """A sensor_msgs/CompressedImage: `data` is the picture, compressed as `format` says. ValueError: a bad stamp."""
     return _Message().header(stamp_ns, frame_id).string(format).octets(data).raw()
 
 
@@ -65,7 +65,7 @@ def clock(time_ns: int) -> bytes:
 
 
 def float64_multi_array(values: Sequence[float] | np.ndarray) -> bytes:
-    """A std_msgs/Float64MultiArray of one row without a layout, as ros2_control's forward command controllers take it."""
+    """A std_msgs/Float64MultiArray of one row without a layout, as forward command controllers take it."""
     return _Message().uint32(0).uint32(0).doubles(values).raw()
 
 
