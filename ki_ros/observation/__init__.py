@@ -1,9 +1,10 @@
 """From streams of serialised messages to an observation at a reference time, or the reason there is none. No ROS here.
 
-    cdr      fields of serialised messages, without the message classes
-    joints   joint states matched by joint name
-    buffer   the messages of one stream, in order of their stamps
-    sampler  every stream sampled at one time
+    cdr          fields of serialised messages, without the message classes
+    joints       joint states matched by joint name
+    buffer       the messages of one stream, in order of their stamps
+    sampler      every stream sampled at one time
+    rig_streams  which streams a rig has, and the sampler of them
 
 A live graph and a recording are sampled by the same code. Nothing here is safe to use from several threads at once.
 """
@@ -11,9 +12,11 @@ A live graph and a recording are sampled by the same code. Nothing here is safe 
 from ki_ros.observation.buffer import StreamBuffer
 from ki_ros.observation.cdr import CdrError
 from ki_ros.observation.joints import JointError, JointRouter, gripper_state, joint_positions
+from ki_ros.observation.rig_streams import CameraStream, RigSampler, RigStreams, RigStreamsError
 from ki_ros.observation.sampler import ObservationSampler, Reason, Refusal, Rejection, Sample, Sampled, StreamSpec
 
 __all__ = [
+    "CameraStream",
     "CdrError",
     "JointError",
     "JointRouter",
@@ -21,6 +24,9 @@ __all__ = [
     "Reason",
     "Refusal",
     "Rejection",
+    "RigSampler",
+    "RigStreams",
+    "RigStreamsError",
     "Sample",
     "Sampled",
     "StreamBuffer",

@@ -52,6 +52,54 @@ class JointStateFields(NamedTuple):
     positions: np.ndarray
 
 
+class TrajectoryPoint(NamedTuple):
+    """Positions, and when they are to be reached, of a point of a trajectory_msgs/JointTrajectory."""
+
+    positions: np.ndarray
+    time_from_start_ns: int
+
+
+class JointTrajectoryFields(NamedTuple):
+    """A trajectory_msgs/JointTrajectory without the points' velocities, accelerations and efforts."""
+
+    stamp_ns: int
+    frame_id: str
+    names: tuple[str, ...]
+    points: tuple[TrajectoryPoint, ...]
+
+
+class EpochFields(NamedTuple):
+    """A ki_ros/Epoch."""
+
+    stamp_ns: int
+    id: int
+    instruction: str
+
+
+class EpisodeFields(NamedTuple):
+    """A ki_ros/Episode; `event` and `outcome` are the message's numbers."""
+
+    stamp_ns: int
+    id: str
+    instruction: str
+    event: int
+    outcome: int
+    robot: str
+    note: str
+
+
+class ObservationStatusFields(NamedTuple):
+    """A ki_ros/ObservationStatus. `streams` and `ages` [s] are empty where nothing was observed."""
+
+    stamp_ns: int
+    complete: bool
+    reason: str
+    stream: str
+    message: str
+    streams: tuple[str, ...]
+    ages: np.ndarray
+
+
 def byte_order(raw: bytes) -> str:
     """The byte order of a serialised message, '<' or '>' as in `struct`.
 
@@ -112,6 +160,69 @@ def read_joint_state(raw: bytes) -> JointStateFields:
     return JointStateFields(stamp, frame_id, reader.strings("name"), reader.doubles("position"))
 
 
+def read_joint_trajectory(raw: bytes) -> JointTrajectoryFields:
+    """Names and positions over time of a serialised trajectory_msgs/JointTrajectory. Raises CdrError."""
+    reader = _Reader(raw)
+    stamp, frame_id = reader.header()
+    names = reader.strings("joint_names")
+    return JointTrajectoryFields(stamp, frame_id, names, reader.trajectory_points("points"))
+
+
+def read_float64_multi_array(raw: bytes) -> np.ndarray:
+    """The data of a serialised std_msgs/Float64MultiArray, float64; its layout is passed over. Raises CdrError."""
+    reader = _Reader(raw)
+    for _ in range(reader.count("layout.dim", 12)):
+        reader.string("layout.dim.label")
+        reader.uint32("layout.dim.size")
+        reader.uint32("layout.dim.stride")
+    reader.uint32("layout.data_offset")
+    return reader.doubles("data")
+
+
+def read_string(raw: bytes) -> str:
+    """The text of a serialised std_msgs/String. Raises CdrError."""
+    return _Reader(raw).string("data")
+
+
+def read_epoch(raw: bytes) -> EpochFields:
+    """The fields of a serialised ki_ros/Epoch. Raises CdrError."""
+    reader = _Reader(raw)
+    return EpochFields(reader.stamp("stamp"), reader.uint64("id"), reader.string("instruction"))
+
+
+def read_episode(raw: bytes) -> EpisodeFields:
+    """The fields of a serialised ki_ros/Episode. Raises CdrError."""
+    reader = _Reader(raw)
+    return EpisodeFields(
+        reader.stamp("stamp"),
+        reader.string("id"),
+        reader.string("instruction"),
+        reader.uint8("event"),
+        reader.uint8("outcome"),
+        reader.string("robot"),
+        reader.string("note"),
+    )
+
+
+def read_observation_status(raw: bytes) -> ObservationStatusFields:
+    """The fields of a serialised ki_ros/ObservationStatus.
+
+    The first form of the message ended before `streams`: recordings of it have no streams.
+
+    Raises:
+        CdrError: the bytes are no such message.
+    """
+    reader = _Reader(raw)
+    stamp, _ = reader.header()
+    complete = bool(reader.uint8("complete"))
+    reason, stream, message = reader.string("reason"), reader.string("stream"), reader.string("message")
+    # A serialiser pads a message to four bytes, so what is shorter holds no further field.
+    if reader.left < 4:
+        return ObservationStatusFields(stamp, complete, reason, stream, message, (), np.zeros(0))
+    streams = reader.strings("streams")
+    return ObservationStatusFields(stamp, complete, reason, stream, message, streams, reader.doubles("ages"))
+
+
 class _Reader:
     """Reads one field after the other."""
 
@@ -119,6 +230,11 @@ class _Reader:
         self._order = byte_order(raw)
         self._raw = memoryview(raw)
         self._at = _HEADER
+
+    @property
+    def left(self) -> int:
+        """Bytes that have not been read."""
+        return len(self._raw) - self._at
 
     def take(self, field: str, size: int, alignment: int = 1) -> memoryview:
         self._at += -(self._at - _HEADER) % alignment
@@ -133,6 +249,12 @@ class _Reader:
     def uint32(self, field: str) -> int:
         return struct.unpack(self._order + "I", self.take(field, 4, 4))[0]
 
+    def uint64(self, field: str) -> int:
+        return struct.unpack(self._order + "Q", self.take(field, 8, 8))[0]
+
+    def uint8(self, field: str) -> int:
+        return self.take(field, 1)[0]
+
     def octets(self, field: str) -> memoryview:
         return self.take(field, self.uint32(field))
 
@@ -144,19 +266,33 @@ class _Reader:
             raise CdrError(f"field {field!r} is no UTF-8 text: {data[:40]!r}") from error
 
     def strings(self, field: str) -> tuple[str, ...]:
-        return tuple(self.string(field) for _ in range(self._count(field, 4)))
+        return tuple(self.string(field) for _ in range(self.count(field, 4)))
 
     def doubles(self, field: str) -> np.ndarray:
-        count = self._count(field, 8)
+        count = self.count(field, 8)
         data = self.take(field, 8 * count, 8) if count else b""
         return np.frombuffer(data, dtype=self._order + "f8").astype(np.float64)
 
-    def header(self) -> tuple[int, str]:
-        stamp = stamp_ns(self._raw)
-        self.take("header.stamp", 8, 4)
-        return stamp, self.string("header.frame_id")
+    def trajectory_points(self, field: str) -> tuple[TrajectoryPoint, ...]:
+        points = []
+        for _ in range(self.count(field, 24)):
+            positions = self.doubles(f"{field}.positions")
+            for other in ("velocities", "accelerations", "effort"):
+                self.doubles(f"{field}.{other}")
+            sec, nanosec = _STAMPS[self._order].unpack(self.take(f"{field}.time_from_start", 8, 4))
+            points.append(TrajectoryPoint(positions, sec * _NANOSECONDS + nanosec))
+        return tuple(points)
 
-    def _count(self, field: str, size: int) -> int:
+    def stamp(self, field: str) -> int:
+        """The stamp [ns] that a message begins with."""
+        stamp = stamp_ns(self._raw)
+        self.take(field, 8, 4)
+        return stamp
+
+    def header(self) -> tuple[int, str]:
+        return self.stamp("header.stamp"), self.string("header.frame_id")
+
+    def count(self, field: str, size: int) -> int:
         count = self.uint32(field)
         if count * size > len(self._raw) - self._at:
             raise CdrError(

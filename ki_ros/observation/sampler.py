@@ -198,16 +198,22 @@ class ObservationSampler:
 
     # Sampling
 
-    def sample(self, reference_ns: int) -> Sample | Refusal:
-        """The observation at a time [ns], or why there is none. Where several things are wrong the first is named."""
-        result = self._sample(reference_ns)
+    def sample(self, reference_ns: int, latest_ns: Mapping[str, int] | None = None) -> Sample | Refusal:
+        """The observation at a time [ns], or why there is none. Where several things are wrong the first is named.
+
+        Args:
+            reference_ns: the reference time.
+            latest_ns: of streams by name, the latest stamp that may be sampled, where that is before the reference
+                time: what is stamped later had not arrived when this observation was made.
+        """
+        result = self._sample(reference_ns, latest_ns or {})
         if isinstance(result, Refusal):
             self.refused[result.reason, result.stream] += 1
         else:
             self.sampled += 1
         return result
 
-    def _sample(self, reference_ns: int) -> Sample | Refusal:
+    def _sample(self, reference_ns: int, latest_ns: Mapping[str, int]) -> Sample | Refusal:
         self._follow_clock(reference_ns)
         if reference_ns <= 0:
             return Refusal(
@@ -218,7 +224,7 @@ class ObservationSampler:
             )
         entries: dict[str, Entry] = {}
         for name, state in self._streams.items():
-            entry = state.buffer.at(reference_ns)
+            entry = state.buffer.at(min(reference_ns, latest_ns.get(name, reference_ns)))
             if entry is None or reference_ns - entry.stamp_ns > state.spec.max_age_ns:
                 return _nothing_usable(state, entry, reference_ns)
             state.buffer.drop_before(entry.stamp_ns)
