@@ -161,7 +161,7 @@ class BagChunks:
         chosen = [self.cache.episodes[number] for number in self.episodes]
         if silent := [episode for episode in chosen if not episode.instruction.strip()]:
             raise CacheError(
-                f"{len(silent)} episodes have no instruction, the first is {silent[0].id!r} of {silent[0].bag}; record "
+                f"{len(silent)} of {len(chosen)} episodes have no instruction, the first is {silent[0].id!r} of {silent[0].bag}; record "
                 "them with one, or take these bags out of the directory"
             )
         if other := [episode for episode in chosen if episode.rate != chosen[0].rate]:
@@ -176,7 +176,7 @@ class BagChunks:
             episode, view = lacking[0]
             count = len({id(episode) for episode, _ in lacking})
             raise CacheError(
-                f"{count} episodes lack a view, the first is {episode.id!r} of {episode.bag} without {view.value} (it "
+                f"{count} of {len(chosen)} episodes lack a view, the first is {episode.id!r} of {episode.bag} without {view.value} (it "
                 f"has {', '.join(has.value for has in episode.views) or 'none'}); leave it out of views, take these "
                 "bags out of the directory, or give missing_views='mask' to train without the views that they lack"
             )

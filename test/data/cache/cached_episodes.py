@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,3 +72,28 @@ def cached(directory: Path, *episodes: Made, storage: Storage | None = None) -> 
             writer.add(name, "1", [episode])
         writer.commit(dict.fromkeys(names, "1"))
     return Cache(directory)
+
+
+@dataclass(frozen=True)
+class MadeOrigin:
+    """An origin of one made episode, or of none that can be read; can be sent to other processes.
+
+    With a `gate`, a named pipe, it says there that it is read, and is never through.
+    """
+
+    name: str
+    fingerprint: str = "1"
+    steps: int = 6
+    fault: str = ""
+    gate: str = ""
+
+    def episodes(self) -> Iterator[Made]:
+        if self.gate:
+            with open(self.gate, "w") as gate:
+                gate.write("reading\n")
+                gate.flush()
+                threading.Event().wait()
+        if self.fault:
+            raise ValueError(self.fault)
+        seed = sum(self.name.encode()) + 1000 * int(self.fingerprint)
+        return iter([made(f"id-{self.name}", self.steps, seed, bag=Path(self.name))])
