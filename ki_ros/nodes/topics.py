@@ -14,6 +14,9 @@ SET_INSTRUCTION = "set_instruction"
 JOINT_COMMAND = "joint_command"
 EXECUTOR_STATUS = "executor_status"
 ENABLE = "enable"
+EPISODE = "episode"
+START_EPISODE = "start_episode"
+STOP_EPISODE = "stop_episode"
 
 SENSOR_QOS = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
