@@ -84,15 +84,7 @@ def decompress(data: bytes | memoryview, format: str = "") -> np.ndarray:
         ImageError: no JPEG or PNG image, one that is cut off, or one that is no colour or grey image of 8 bits.
     """
     data = bytes(data)
-    name, end = next((marks for start, marks in _FILE_MARKS.items() if data.startswith(start)), ("", b""))
-    if not name:
-        raise ImageError(
-            f"data of format {format!r} ({len(data)} bytes, beginning with {data[:4].hex() or 'nothing'}) is no JPEG "
-            "or PNG image; use the raw or the compressed transport"
-        )
-    # Cameras pad their JPEGs with zeros.
-    if not data.rstrip(b"\0").endswith(end):
-        raise ImageError(f"{name} image of {len(data)} bytes is cut off: it has no end mark")
+    name = require_complete(data, format)
     # Unchanged: the pixels as they are stored. A raw image is not turned as a JPEG's orientation says either.
     try:
         pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
@@ -109,3 +101,22 @@ def decompress(data: bytes | memoryview, format: str = "") -> np.ndarray:
     # image_transport says which order the channels had when the image was compressed as if they were BGR.
     order = format.rpartition("compressed")[2].strip()
     return pixels if order.startswith("rgb") else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def require_complete(data: bytes | memoryview, format: str = "") -> str:
+    """What kind of file a compressed image is, "JPEG" or "PNG", told by its first and last bytes without decoding it.
+
+    Raises:
+        ImageError: it is neither, or its end is missing.
+    """
+    start = bytes(data[:4])
+    name, end = next((marks for mark, marks in _FILE_MARKS.items() if start.startswith(mark)), ("", b""))
+    if not name:
+        raise ImageError(
+            f"data of format {format!r} ({len(data)} bytes, beginning with {start.hex() or 'nothing'}) is no JPEG "
+            "or PNG image; use the raw or the compressed transport"
+        )
+    # Cameras pad their JPEGs with zeros.
+    if not bytes(data).rstrip(b"\0").endswith(end):
+        raise ImageError(f"{name} image of {len(data)} bytes is cut off: it has no end mark")
+    return name
