@@ -25,17 +25,18 @@ class BagOrigin:
         name: its path below the directory of all bags.
         path: of its directory or its only file.
         fingerprint: SHA-256 of names, sizes and times of its files.
-        streams: what was recorded; None to find the topics in the bag.
+        parameters: parameter file of the node that observed the rig; None to find the topics in the bag.
     """
 
     name: str
     path: Path
     fingerprint: str
-    streams: RigStreams | None
+    parameters: Path | None
 
     def episodes(self) -> list[Episode]:
         """Its episodes. Raises ValueError or OSError for a bag that cannot be read."""
-        return read_episodes(self.path, self.streams)
+        streams = None if self.parameters is None else RigStreams.from_parameter_file(self.parameters)
+        return read_episodes(self.path, streams)
 
 
 def bag_origins(directory: Path, parameters: Path | None = None) -> list[BagOrigin]:
@@ -48,21 +49,27 @@ def bag_origins(directory: Path, parameters: Path | None = None) -> list[BagOrig
 
     Raises:
         CacheError: no directory, or no bag in it.
-        ValueError: a parameter file that is wrong.
     """
     if not directory.is_dir():
         raise CacheError(f"{directory} is no directory; give one with bags")
     bags = find_bags(directory)
     if not bags:
         raise CacheError(f"{directory} has no bag: no directory with .mcap or .db3 files; give one with recordings")
-    streams = None if parameters is None else RigStreams.from_parameter_file(parameters)
-    return [BagOrigin(_name(bag, directory), bag, _fingerprint(bag), streams) for bag in bags]
+    return [BagOrigin(_name(bag, directory), bag, _fingerprint(bag), parameters) for bag in bags]
 
 
 def bag_settings(parameters: Path | None = None) -> dict[str, Any]:
-    """What decides how bags become episodes, as plain values."""
-    streams = None if parameters is None else asdict(RigStreams.from_parameter_file(parameters))
-    return {"kind": "bags", "streams": json.loads(json.dumps(streams, default=str))}
+    """What decides how bags become episodes, as plain values.
+
+    Raises:
+        ValueError: a parameter file that is wrong.
+    """
+    if parameters is None:
+        return {"kind": "bags", "streams": None}
+    streams = RigStreams.from_parameter_file(parameters)
+    plain = {name: value for name, value in vars(streams).items() if name != "cameras"}
+    cameras = {role.value: asdict(camera) for role, camera in streams.cameras.items()}
+    return {"kind": "bags", "streams": plain | {"cameras": cameras}}
 
 
 def _name(bag: Path, directory: Path) -> str:

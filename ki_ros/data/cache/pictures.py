@@ -36,13 +36,13 @@ def encode(pixels: np.ndarray, encoding: Encoding, quality: int) -> bytes:
     return data.tobytes()
 
 
-def checksum(data: bytes | memoryview) -> int:
+def checksum(data: bytes | np.ndarray) -> int:
     """CRC-32 of a picture's bytes."""
     return zlib.crc32(data)
 
 
-def decode(data: memoryview, expected: int, encoding: Encoding, shape: tuple[int, int]) -> np.ndarray:
-    """The (H, W, 3) uint8 RGB picture in bytes whose checksum is `expected`, in memory of its own.
+def decode(data: np.ndarray, expected: int, encoding: Encoding, shape: tuple[int, int]) -> np.ndarray:
+    """The (H, W, 3) uint8 RGB picture in (N,) uint8 bytes whose checksum is `expected`; a raw one is the same memory.
 
     Raises:
         PictureError: a checksum that differs, or no picture of this shape.
@@ -51,9 +51,9 @@ def decode(data: memoryview, expected: int, encoding: Encoding, shape: tuple[int
     if found != expected:
         raise PictureError(f"its {len(data)} bytes have the checksum {found:08x}, not {expected:08x}")
     if encoding == "raw":
-        return np.frombuffer(data, dtype=np.uint8).reshape(*shape, 3).copy()
+        return data.reshape(*shape, 3)
     try:
-        pixels = decompress(data, "jpeg")
+        pixels = decompress(data.data, "jpeg")
     except ImageError as error:
         raise PictureError(str(error)) from error
     if pixels.shape != (*shape, 3):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
-from collections import OrderedDict
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,6 @@ from ki_ros.data.cache.index import PARTS, check_index, checksum, place_file, re
 from ki_ros.data.cache.part import ARRAYS, PLACES, CacheError
 from ki_ros.data.cache.pictures import PictureError, decode
 from ki_ros.rig import CameraRole
-
-# A map holds a file open, and a process may have a thousand files; opening another costs less than decoding a picture.
-_OPEN_FILES = 128
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,8 @@ class Cache:
         idle: (N,) bool.
         refused: why, by name, of bags and the like that could not be read when the cache was made.
 
-    Arrays are read-only maps of files. A cache can be pickled: another process opens the same files by itself.
+    Arrays are read-only maps of files. Pictures are read when they are asked for, each by itself, so that a cache of any
+    size takes no memory and no open files for them. A cache can be pickled: another process opens it by itself.
     """
 
     stamps: np.ndarray
@@ -82,11 +79,12 @@ class Cache:
         self.encoding = manifest["storage"]["encoding"]
         self.refused: dict[str, str] = {name: entry[1] for name, entry in manifest["refused"].items()}
         self._checksum = checksum(manifest)
-        self._entries = manifest["episodes"]
-        lengths = [entry["length"] for entry in self._entries]
+        entries = manifest["episodes"]
+        lengths = [entry["length"] for entry in entries]
         self._ends = np.cumsum(lengths, dtype=np.int64)
+        self._files = [str(directory / PARTS / entry["part"] / f"{entry['number']}.pictures") for entry in entries]
         self.episodes = tuple(
-            _episode(entry, int(end) - entry["length"]) for entry, end in zip(self._entries, self._ends, strict=True)
+            _episode(entry, int(end) - entry["length"]) for entry, end in zip(entries, self._ends, strict=True)
         )
         steps = sum(lengths)
 
@@ -102,7 +100,6 @@ class Cache:
             CameraRole(role): {name: array(place_file(CameraRole(role), name), dtype) for name, dtype in PLACES.items()}
             for role in manifest["views"]
         }
-        self._maps: OrderedDict[int, memoryview] = OrderedDict()
 
     def __len__(self) -> int:
         """N, the steps of all episodes."""
@@ -131,31 +128,17 @@ class Cache:
         offset, size = int(places["offset"][step]), int(places["size"][step])
         try:
             return decode(
-                self._map(number)[offset : offset + size],
+                _read(self._files[number], offset, size),
                 int(places["checksum"][step]),
                 self.encoding,
                 episode.views[role],
             )
         except PictureError as error:
-            file = self._pictures(number)
+            file = Path(self._files[number])
             raise CacheError(
                 f"{file}: the picture of {role.value} at step {step - episode.first} of episode {episode.id!r} is "
                 f"damaged: {error}; delete {file.parent} and build the cache again"
             ) from error
-
-    def _pictures(self, number: int) -> Path:
-        entry = self._entries[number]
-        return self.directory / PARTS / entry["part"] / f"{entry['number']}.pictures"
-
-    def _map(self, number: int) -> memoryview:
-        mapped = self._maps.pop(number, None)
-        if mapped is None:
-            with open(self._pictures(number), "rb") as file:
-                mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            while len(self._maps) >= _OPEN_FILES:
-                self._maps.popitem(last=False)
-        self._maps[number] = mapped
-        return mapped
 
     def __getstate__(self) -> dict[str, Any]:
         return {"directory": self.directory, "checksum": self._checksum}
@@ -166,6 +149,16 @@ class Cache:
             raise CacheError(f"{state['directory']} was built again while it was in use; start the program again")
         # Who sent it has read all of the index already.
         self._open(state["directory"], manifest, contents=False)
+
+
+def _read(file: str, offset: int, size: int) -> np.ndarray:
+    """Bytes of a file; fewer where it ends before. Not through a map: a file that was cut off would end the process."""
+    data = np.empty(size, np.uint8)
+    handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return data[: os.preadv(handle, [data], offset)]
+    finally:
+        os.close(handle)
 
 
 def _episode(entry: dict[str, Any], first: int) -> CachedEpisode:
