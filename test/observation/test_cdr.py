@@ -8,9 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("rclpy")
+pytest.importorskip("ki_ros.msg")
+from builtin_interfaces.msg import Duration
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Float64MultiArray, MultiArrayDimension, String
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from ki_ros.msg import Episode, Epoch, ObservationStatus
 from ki_ros.observation import CdrError, JointError, JointRouter, Reason, cdr, gripper_state, joint_positions
 from ki_ros.rig import FR3, GRIPPER_JOINT, PANDA
 
@@ -89,7 +94,80 @@ def test_joint_state_fields_in_both_byte_orders(frame_id, joints, sec, nanosec):
         np.testing.assert_array_equal(state.positions, np.array(list(joints.values()), dtype=np.float64))
 
 
-@given(st.sampled_from([cdr.read_image, cdr.read_compressed_image, cdr.read_joint_state, cdr.stamp_ns]), st.binary())
+@given(names)
+def test_text(text):
+    assert cdr.read_string(serialize_message(String(data=text))) == text
+
+
+@given(names, seconds, nanoseconds, st.integers(0, 2**64 - 1))
+def test_epoch_fields(instruction, sec, nanosec, id):
+    message = Epoch(id=id, instruction=instruction)
+    message.stamp.sec, message.stamp.nanosec = sec, nanosec
+    assert cdr.read_epoch(serialize_message(message)) == (sec * 10**9 + nanosec, id, instruction)
+
+
+@given(names, names, names, names, st.integers(0, 255), st.integers(0, 255))
+def test_episode_fields(id, instruction, robot, note, event, outcome):
+    message = Episode(id=id, instruction=instruction, robot=robot, note=note, event=event, outcome=outcome)
+    message.stamp.sec = 5
+    fields = cdr.read_episode(serialize_message(message))
+    assert fields == (5 * 10**9, id, instruction, event, outcome, robot, note)
+
+
+@given(st.booleans(), names, names, names, st.dictionaries(names, st.floats(allow_nan=False), max_size=8))
+def test_observation_status_fields(complete, reason, stream, text, ages):
+    message = stamped(ObservationStatus(complete=complete, reason=reason, stream=stream, message=text))
+    message.streams, message.ages = list(ages), list(ages.values())
+    fields = cdr.read_observation_status(serialize_message(message))
+    assert fields[:-1] == (12 * 10**9 + 345, complete, reason, stream, text, tuple(ages))
+    assert fields.ages.tolist() == list(ages.values())
+
+
+@pytest.mark.parametrize("text", ["", "a", "ab", "abc", "abcd"])
+def test_an_observation_status_of_before_the_ages(text):
+    raw = serialize_message(stamped(ObservationStatus(complete=True, message=text)))
+    # Header with the frame "camera" to 19, complete to 20, two empty strings to 25 and, aligned, to 33; aligned, the text.
+    end = 4 + 36 + 4 + len(text) + 1
+    for padding in range(-end % 4 + 1):
+        _is_old_status(raw[:end] + bytes(padding), text)
+
+
+def _is_old_status(old: bytes, text: str) -> None:
+    fields = cdr.read_observation_status(old)
+    assert (fields.complete, fields.message, fields.streams, fields.ages.tolist()) == (True, text, (), [])
+
+
+@given(st.lists(st.floats(allow_nan=False), max_size=9), st.lists(names, max_size=3))
+def test_numbers_with_any_layout(values, labels):
+    message = Float64MultiArray(data=values)
+    message.layout.dim = [MultiArrayDimension(label=label, size=3, stride=7) for label in labels]
+    assert cdr.read_float64_multi_array(serialize_message(message)).tolist() == values
+
+
+point = st.tuples(st.lists(st.floats(allow_nan=False), max_size=4), st.booleans(), seconds, nanoseconds)
+
+
+@given(st.lists(names, max_size=4), st.lists(point, max_size=4))
+def test_trajectory_fields(joint_names, points):
+    message = stamped(JointTrajectory(joint_names=joint_names))
+    for positions, moving, sec, nanosec in points:
+        velocities = [0.5] * len(positions) if moving else []
+        message.points.append(
+            JointTrajectoryPoint(
+                positions=positions, velocities=velocities, time_from_start=Duration(sec=sec, nanosec=nanosec)
+            )
+        )
+    fields = cdr.read_joint_trajectory(serialize_message(message))
+    assert fields.names == tuple(joint_names)
+    assert [(p.positions.tolist(), p.time_from_start_ns) for p in fields.points] == [
+        (positions, sec * 10**9 + nanosec) for positions, _, sec, nanosec in points
+    ]
+
+
+READERS = [getattr(cdr, name) for name in dir(cdr) if name.startswith("read_")]
+
+
+@given(st.sampled_from([*READERS, cdr.stamp_ns]), st.binary())
 def test_any_bytes_are_read_or_refused(read, data):
     for raw in (data, b"\x00\x01\x00\x00" + data, b"\x00\x00\x00\x00" + data):
         try:
