@@ -79,6 +79,7 @@ class Scenes:
     robot: str = "panda"
     rate: float = RATE
     action_source: str = "joint_command"
+    damage: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(sum(self.id.encode()))

@@ -112,6 +112,9 @@ def _summary(made: Cache) -> dict:
         "seconds": sum(episode.length / episode.rate for episode in made.episodes),
         "bytes": sum(file.stat().st_size for file in made.directory.rglob("*") if file.is_file()),
         "encoding": made.encoding,
+        "damaged": {
+            f"{episode.id} of {episode.bag}": list(episode.damage) for episode in made.episodes if episode.damage
+        },
         "action_sources": dict(Counter(episode.action_source for episode in made.episodes)),
         "tasks": [
             {"instruction": instruction, "outcome": outcome, "episodes": count, "steps": steps[instruction, outcome]}
@@ -127,6 +130,9 @@ def _print(figures: dict, report: BuildReport) -> None:
     for task in figures["tasks"]:
         table.add_row(task["instruction"] or "(none)", task["outcome"], str(task["episodes"]), f"{task['steps']:,}")
     console.print(table)
+    for name, damage in figures["damaged"].items():
+        more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
+        console.print(f"[yellow]damaged[/] {name}: {damage[0]}{more}", highlight=False, soft_wrap=True)
     console.print(
         f"{figures['episodes']} episodes, {figures['steps']:,} steps ({figures['idle_steps']:,} idle), "
         f"{figures['seconds'] / 60:.1f} min, {figures['bytes'] / 1e6:.1f} MB as {figures['encoding']}; "

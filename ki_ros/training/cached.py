@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from ki_ros.data.cache.bags import bag_origins, bag_settings
 from ki_ros.data.cache.build import BuildProgress, BuildReport, build_cache
 from ki_ros.data.cache.part import Storage
 from ki_ros.training.config import BagsData, CachedData
@@ -26,8 +27,6 @@ def update_cache(
     """
     assert isinstance(data, BagsData)
     assert data.directory is not None
-    from ki_ros.data.cache.bags import bag_origins, bag_settings
-
     return build_cache(
         bag_origins(data.directory, data.parameters),
         data.cache_directory,

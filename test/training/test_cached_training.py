@@ -31,6 +31,7 @@ class Reaching:
     robot: str = "panda"
     rate: float = 15.0
     action_source: str = "joint_command"
+    damage: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.number)

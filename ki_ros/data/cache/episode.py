@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +27,7 @@ class SourceEpisode(Protocol):
         targets: (T, 8) float64, positions [rad] and closedness that were commanded for the end of each step.
         segment: (T,) int, not decreasing; no chunk crosses from one segment into another.
         idle: (T,) bool, whether nothing happens at a step.
+        damage: what is wrong with the recording; each says it as a string.
     """
 
     bag: Path
@@ -41,6 +42,7 @@ class SourceEpisode(Protocol):
     targets: np.ndarray
     segment: np.ndarray
     idle: np.ndarray
+    damage: Sequence[object]
 
     def views(self, step: int) -> Mapping[CameraRole, np.ndarray]:
         """The pictures of a step, (H, W, 3) uint8 RGB, of the same cameras and sizes at every step.

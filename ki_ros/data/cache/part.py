@@ -84,6 +84,7 @@ class PartEpisode:
         bag, id, instruction, outcome, robot, rate, action_source: as of `SourceEpisode`.
         length: T, its steps.
         views: height and width of the pictures of each view.
+        damage: what was wrong with the recording, a line each.
         picture_bytes: length of its pictures' file.
         digest: SHA-256 of all that it holds.
     """
@@ -97,6 +98,7 @@ class PartEpisode:
     action_source: str
     length: int
     views: dict[str, tuple[int, int]]
+    damage: list[str]
     picture_bytes: int
     digest: str
 
@@ -226,7 +228,9 @@ def _write_episode(directory: Path, number: int, episode: SourceEpisode, storage
         "views": {role.value: list(shape) for role, shape in shapes.items()},
     }
     digest.update(json.dumps(facts, sort_keys=True).encode())
-    return PartEpisode(bag=str(episode.bag), picture_bytes=offset, digest=digest.hexdigest(), **facts)
+    # Read to its end by now: what is wrong with a recording may only show while its pictures are read.
+    damage = [str(each) for each in episode.damage]
+    return PartEpisode(bag=str(episode.bag), damage=damage, picture_bytes=offset, digest=digest.hexdigest(), **facts)
 
 
 def _checked_arrays(episode: SourceEpisode, where: str) -> dict[str, np.ndarray]:

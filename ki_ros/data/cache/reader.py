@@ -26,6 +26,7 @@ class CachedEpisode:
         first: index of its first step over all steps of the cache.
         length: T, its steps.
         views: (height, width) of the pictures of each camera.
+        damage: what was wrong with the recording, and what of it was lost.
         digest: SHA-256 of all that the cache holds of it, wherever it came from.
     """
 
@@ -39,6 +40,7 @@ class CachedEpisode:
     first: int
     length: int
     views: Mapping[CameraRole, tuple[int, int]]
+    damage: tuple[str, ...]
     digest: str
 
 
@@ -55,8 +57,8 @@ class Cache:
         idle: (N,) bool.
         refused: why, by name, of bags and the like that could not be read when the cache was made.
 
-    Arrays are read-only maps of files. Pictures are read when they are asked for, each by itself, so that a cache of any
-    size takes no memory and no open files for them. A cache can be pickled: another process opens it by itself.
+    Arrays are read-only maps of files. Pictures are read when they are asked for, each by itself, so that a cache of
+    any size takes no memory and no open files for them. A cache can be pickled: another process opens it by itself.
     """
 
     stamps: np.ndarray
@@ -173,5 +175,6 @@ def _episode(entry: dict[str, Any], first: int) -> CachedEpisode:
         first=first,
         length=entry["length"],
         views={CameraRole(role): (shape[0], shape[1]) for role, shape in entry["views"].items()},
+        damage=tuple(entry["damage"]),
         digest=entry["digest"],
     )

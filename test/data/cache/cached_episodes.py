@@ -34,6 +34,7 @@ class Made:
     robot: str = "panda"
     rate: float = 15.0
     action_source: str = "joint_command"
+    damage: tuple[str, ...] = ()
     roles: tuple[CameraRole, ...] = VIEWS
     size: tuple[int, int] = (24, 32)
     asked: list[int] = field(default_factory=list)
