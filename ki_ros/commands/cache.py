@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -10,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ki_ros.data.cache import Cache
-from ki_ros.data.cache.build import BuildProgress, BuildReport
+from ki_ros.data.cache import Cache, CacheError
+from ki_ros.data.cache.bags import bag_origins, bag_settings
+from ki_ros.data.cache.build import BuildProgress, BuildReport, CachePlan
+from ki_ros.data.cache.part import Storage
 from ki_ros.files import write_json
-from ki_ros.training.cached import update_cache
-from ki_ros.training.config import BagsData, CachedData, TrainConfigError
 
 console = Console()
 
@@ -37,17 +38,15 @@ def cache(
         OSError: the cache cannot be written.
     """
     if json is not None and json.is_dir():
-        raise TrainConfigError(f"json is {json}, a directory; give a file")
-    data = BagsData(
-        directory=bags,
-        cache=output,
-        parameters=parameters,
-        encoding=encoding,
-        quality=quality,
-        build_workers=workers or None,
+        raise CacheError(f"json is {json}, a directory; give a file")
+    plan = CachePlan(
+        origins=bag_origins(bags, parameters),
+        directory=output,
+        storage=Storage(encoding, quality, bag_settings(parameters)),
+        workers=workers or os.cpu_count() or 1,
     )
     try:
-        report = build_with_progress(data, console)
+        report = build_with_progress(plan, console)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from here")
         raise
@@ -64,11 +63,11 @@ def cache(
     return 0
 
 
-def build_with_progress(data: CachedData, shown: Console) -> BuildReport:
-    """Brings a run's cache up to date, with a bar where it takes time, and names what is refused.
+def build_with_progress(plan: CachePlan, shown: Console) -> BuildReport:
+    """Brings a cache up to date, with a bar where it takes time, and names what is left out and what is gone.
 
     Raises:
-        ValueError, OSError: as `update_cache`.
+        ValueError, OSError: as `build_cache`.
     """
     columns = (
         TextColumn("reading"),
@@ -85,18 +84,15 @@ def build_with_progress(data: CachedData, shown: Console) -> BuildReport:
         def show(progress: BuildProgress) -> None:
             bar.update(task, completed=progress.done, total=progress.total, steps=progress.steps)
 
-        report = update_cache(
-            data,
+        report = plan.build(
             retry_refused=True,
             progress=show,
-            waiting=lambda: shown.print(f"waiting for another process that reads into {data.cache_directory}"),
+            waiting=lambda: shown.print(f"waiting for another process that reads into {plan.directory}"),
         )
     for name, reason in report.refused.items():
         shown.print(f"[red]left out[/] {name}: {reason}", highlight=False, soft_wrap=True)
     for name in report.removed:
-        shown.print(
-            f"[yellow]removed[/] {name}: it is no longer below {data.directory}", highlight=False, soft_wrap=True
-        )
+        shown.print(f"[yellow]removed[/] {name}: it is there no longer", highlight=False, soft_wrap=True)
     return report
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from ki_ros.commands.cache import build_with_progress
 from ki_ros.commands.memory import show_memory
 from ki_ros.files import write_json
+from ki_ros.training.cached import cache_plan
 from ki_ros.training.config import CachedData, TrainConfigError, load
 from ki_ros.training.trainer import train as run
 
@@ -37,8 +38,8 @@ def train(
         raise TrainConfigError(f"json is {json}, a directory; give a file")
     if dry_run:
         return show_memory(settings, json)
-    if isinstance(settings.data, CachedData) and settings.data.directory is not None and _is_main():
-        build_with_progress(settings.data, console)
+    if isinstance(settings.data, CachedData) and _is_main() and (plan := cache_plan(settings.data)) is not None:
+        build_with_progress(plan, console)
     outcome = run(settings, resume=resume, console=console)
     status = 130 if outcome.interrupted else 0
     if not _is_main():

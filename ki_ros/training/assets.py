@@ -28,7 +28,7 @@ from ki_ros.rig import STATE_DIM, CameraRole
 from ki_ros.sample import SampleSource
 from ki_ros.share import find_share
 from ki_ros.training.batches import SampleEncoder
-from ki_ros.training.cached import update_cache
+from ki_ros.training.cached import cache_plan
 from ki_ros.training.config import CachedData, DroidData, TrainConfig, TrainConfigError, episode_numbers
 
 _FIT_CHUNKS = 50_000
@@ -103,8 +103,9 @@ def open_sources(config: TrainConfig, model: KIConfig) -> Sources:
 
 
 def _cached_sources(data: CachedData, model: KIConfig) -> Sources:
-    if data.directory is not None:
-        update_cache(data)
+    plan = cache_plan(data)
+    if plan is not None:
+        plan.build()
     cache = Cache(data.cache_directory)
 
     def chunks(episodes: Sequence[int]) -> BagChunks:

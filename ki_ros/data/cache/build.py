@@ -141,6 +141,38 @@ def build_cache(
     return BuildReport(tuple(added), tuple(kept), gone, refused, steps)
 
 
+@dataclass(frozen=True)
+class CachePlan:
+    """A cache that is to be made, and of what.
+
+    Attributes:
+        origins, directory, storage, workers: as of `build_cache`.
+    """
+
+    origins: Sequence[Origin]
+    directory: Path
+    storage: Storage
+    workers: int
+
+    def build(
+        self,
+        *,
+        retry_refused: bool = False,
+        progress: Callable[[BuildProgress], None] = lambda _: None,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> BuildReport:
+        """`build_cache` of this plan."""
+        return build_cache(
+            self.origins,
+            self.directory,
+            self.storage,
+            workers=self.workers,
+            retry_refused=retry_refused,
+            progress=progress,
+            waiting=waiting,
+        )
+
+
 def _add_all(
     writer: CacheWriter, origins: Sequence[Origin], fingerprints: dict[str, str], workers: int
 ) -> Generator[tuple[str, int, str], None, None]:
