@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from mcap.data_stream import ReadDataStream
@@ -40,6 +40,7 @@ _INDEX_ENTRY = struct.Struct("<QQ")  # log time, offset
 _FOOTER = struct.Struct("<QQI")  # start of the summary, of its offsets, checksum
 # A record's head, four fields of a chunk, and a compression: what to look for where records stopped making sense.
 _ANY_CHUNK = re.compile(rb"\x06.{8}.{28}(?:\0\0\0\0|\x04\0\0\0zstd|\x03\0\0\0lz4)", re.DOTALL)
+_DECLARATIONS = {Opcode.SCHEMA: Schema, Opcode.CHANNEL: Channel}
 _SUMMARY_ONLY = {Opcode.CHUNK_INDEX, Opcode.SUMMARY_OFFSET, Opcode.ATTACHMENT_INDEX, Opcode.METADATA_INDEX}
 _FIRST = len(MAGIC) + _RECORD.size  # where the content of the first record begins
 _WINDOW = 1 << 22
@@ -95,7 +96,7 @@ class McapFile:
         self._chunks: list[_Chunk] = []
         self._loose: list[_Loose] = []
         self._statistics: Statistics | None = None
-        self._in_summary: list[tuple[int, bytes]] = []  # schemas and channels, repeated
+        self._in_summary: list[Schema | Channel] = []  # repeated there
         self.custom_data: dict[str, str] = {}
         if self._at(0, len(MAGIC)) != MAGIC:
             self._note("structure", "the first bytes are not those of an MCAP file")
@@ -236,10 +237,11 @@ class McapFile:
         elif opcode == Opcode.METADATA:
             self._take_metadata(_parsed(Metadata, body))
         elif opcode in (Opcode.SCHEMA, Opcode.CHANNEL):
+            record = _parsed(_DECLARATIONS[opcode], body)
             if in_summary:
-                self._in_summary.append((opcode, body))
+                self._in_summary.append(record)
             else:
-                self._register(opcode, body)
+                self._register(record)
         elif opcode == Opcode.DATA_END:
             if length != 4:
                 raise ValueError(f"{length} bytes instead of 4")
@@ -272,13 +274,9 @@ class McapFile:
         if isinstance(custom, dict):
             self.custom_data.update({str(key): str(value) for key, value in custom.items()})
 
-    def _register(self, opcode: int, body: bytes) -> None:
+    def _register(self, record: Schema | Channel) -> None:
         """Keeps a schema or channel; of two that contradict each other the first, which messages came with."""
-        kept: dict[int, Schema] | dict[int, Channel]
-        if opcode == Opcode.SCHEMA:
-            record, kept = _parsed(Schema, body), self._schemas
-        else:
-            record, kept = _parsed(Channel, body), self._channels
+        kept: dict[int, Any] = self._schemas if isinstance(record, Schema) else self._channels
         if kept.setdefault(record.id, record) != record:
             self._note("schema", f"{type(record).__name__.lower()} {record.id} is defined twice, differently")
 
@@ -297,8 +295,8 @@ class McapFile:
         if start != summary or (checksum and zlib.crc32(self._at(start, end - start)) != checksum):
             self._note("checksum", "the file's summary is damaged; it is made anew from the messages")
             return False
-        for opcode, body in self._in_summary:
-            self._register(opcode, body)
+        for record in self._in_summary:
+            self._register(record)
         # Without a statement of every channel here, the chunks must be read to know them.
         return self._statistics is not None and self._statistics.channel_message_counts.keys() <= self._channels.keys()
 
@@ -422,7 +420,7 @@ class McapFile:
                     yield channel, time, body[_MESSAGE.size :]
                 elif opcode in (Opcode.SCHEMA, Opcode.CHANNEL):
                     try:
-                        self._register(opcode, bytes(body))
+                        self._register(_parsed(_DECLARATIONS[opcode], bytes(body)))
                     except (McapError, ValueError, KeyError, struct.error) as error:
                         problem = problem or f"a schema or channel in it is damaged: {error or type(error).__name__}"
                 else:
@@ -468,7 +466,7 @@ class McapFile:
         self._log.note(self._name, kind, detail, lost)
 
 
-def _parsed(record: type, body: bytes):
+def _parsed(record: Any, body: bytes) -> Any:
     """A record from its bytes, all of them."""
     stream = ReadDataStream(io.BytesIO(body))
     parsed = record.read(stream)

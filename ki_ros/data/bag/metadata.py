@@ -38,7 +38,10 @@ def read_metadata(path: Path, log: DamageLog) -> BagMetadata:
         values = document["rosbag2_bagfile_information"]
     except FileNotFoundError:
         log.note(
-            path, "metadata", "there is no metadata.yaml; the recording was not closed, or the file was not copied"
+            path,
+            "metadata",
+            "there is no metadata.yaml; the recording was not closed, or the file was not copied",
+            "files behind the last one that is here, if there were any",
         )
         return metadata
     except (OSError, yaml.YAMLError, RecursionError, ValueError, TypeError, KeyError) as error:

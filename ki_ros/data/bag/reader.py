@@ -298,7 +298,17 @@ def _files_of(directory: Path, metadata: BagMetadata, log: DamageLog) -> list[Pa
     if metadata.files:
         for file in others:
             log.note(file, "split", "the file is not listed in metadata.yaml; it is read all the same")
+    else:
+        _note_gaps(directory, others, log)
     return files + others
+
+
+def _note_gaps(directory: Path, files: list[Path], log: DamageLog) -> None:
+    """Notes files that are missing by the numbers in the others' names."""
+    numbers = {_number(file) for file in files}
+    for number in sorted(set(range(max(numbers, default=-1))) - numbers):
+        name = f"{_stem(files[0])}_{number}{Path(files[0].name.removesuffix(_COMPRESSED)).suffix}"
+        log.note(directory / name, "split", "the file is missing by the numbers of the others", "all of it")
 
 
 def _looks_recorded(file: Path) -> bool:
@@ -323,9 +333,14 @@ def _stem(file: Path) -> str:
     return re.sub(r"_\d+$", "", Path(file.name.removesuffix(_COMPRESSED)).stem)
 
 
+def _number(file: Path) -> int:
+    """A file's place in its recording by its name; -1 where the name has none."""
+    match = re.search(r"_(\d{1,6})$", Path(file.name.removesuffix(_COMPRESSED)).stem)
+    return int(match[1]) if match else -1
+
+
 def _order(file: Path) -> tuple[str, int, str]:
-    number = re.search(r"_(\d+)\.", file.name)
-    return _stem(file), int(number[1]) if number else -1, file.name
+    return _stem(file), _number(file), file.name
 
 
 def _is_cdr(raw: bytes) -> bool:

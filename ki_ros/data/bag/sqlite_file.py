@@ -106,7 +106,14 @@ class SqliteFile:
         connection.text_factory = lambda data: data.decode(errors="replace")
         for setting in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0"):
             connection.execute(f"PRAGMA {setting}")
-        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        statement = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        try:
+            tables = {row[0] for row in connection.execute(statement)}
+        except sqlite3.DatabaseError as error:
+            # With this setting SQLite opens a file that has fewer pages than its head says. Nothing is written.
+            connection.execute("PRAGMA writable_schema=ON")
+            tables = {row[0] for row in connection.execute(statement)}
+            self._note("unfinished", f"the file is not whole ({error})", "what further entries say, if any")
         if not {"topics", "messages"} <= tables:
             raise sqlite3.DatabaseError("the database has no tables topics and messages, so it is none of rosbag2's")
         return connection
