@@ -10,8 +10,8 @@ import numpy as np
 
 from ki_ros.rig import CameraRole
 
-EXTERIOR_FOVY = 68.0
-"""Vertical field of view of a ZED 2 at 1280x720 [degrees]."""
+EXTERIOR_FOVY = 44.0
+"""Vertical field of view of a ZED 2i with the 4 mm lens at 1280x720 [degrees]."""
 
 WRIST_FOVY = 52.5
 """Vertical field of view of a ZED Mini at 1280x720 [degrees]."""
@@ -41,9 +41,10 @@ class Mount:
 
 MOUNTS: Mapping[CameraRole, Mount] = MappingProxyType(
     {
-        # Over the robot's left and right shoulder, on stands beside the base, as a DROID rig has its two ZED 2.
-        CameraRole.EXTERIOR_1: Mount("world", (-0.02, 0.70, 0.62), (0.42, 0.0, 0.20), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
-        CameraRole.EXTERIOR_2: Mount("world", (-0.02, -0.70, 0.62), (0.42, 0.0, 0.20), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
+        # Over the robot's left and right shoulder, on stands beside the base, as a DROID rig has them; aimed at the part
+        # of the table that the blocks lie on.
+        CameraRole.EXTERIOR_1: Mount("world", (0.10, 0.62, 0.66), (0.48, 0.0, 0.08), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
+        CameraRole.EXTERIOR_2: Mount("world", (0.10, -0.62, 0.66), (0.48, 0.0, 0.08), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
         # On the gripper's base, 75 mm in front of its axis, the left eye of a stereo pair, pitched towards the fingers.
         CameraRole.WRIST: Mount("base", (0.074, -0.031, 0.011), (-0.239, -0.031, 0.961), (1.0, 0.0, 0.0), WRIST_FOVY),
     }

@@ -14,6 +14,7 @@ from ki_ros.rig import CameraRole
 from ki_ros.sim.assets import SimulationUnavailableError, require_mujoco
 from ki_ros.sim.cameras import CameraSize
 from ki_ros.sim.meshes import reduce_meshes
+from ki_ros.sim.variation import FIELDS
 
 BACKENDS = ("osmesa", "egl")
 _GROUPS_DRAWN = (0, 1, 2)
@@ -141,6 +142,15 @@ class SceneRenderer:
         mujoco.mjr_render(viewport, self._scene, self._context)
         mujoco.mjr_readPixels(pixels, None, viewport, self._context)
         return np.ascontiguousarray(pixels[::-1])
+
+    def take_looks(self, model) -> None:
+        """Takes over what a variation or a task changed in the rig's model: colours, lights, cameras, the marked area."""
+        for name in (*FIELDS, "geom_pos"):
+            getattr(self._model, name)[:] = getattr(model, name)
+        for name in ("ambient", "diffuse"):
+            getattr(self._model.vis.headlight, name)[:] = getattr(model.vis.headlight, name)
+        # Kinematics are computed anew for the next picture, also of the same state: the area's place depends on them.
+        self._data.qpos[:] = np.nan
 
     def close(self) -> None:
         """Frees the graphics context, in the thread that made it."""

@@ -30,6 +30,12 @@ BLOCK_COLOURS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
 BLOCK_HALF_SIZE = 0.025
 """Half an edge of a block [m]: it fits the gripper's 85 mm with room to spare."""
 
+AREA = "marked_area"
+"""Name of the square marked on the table; it touches nothing, and lies out of sight until it is placed."""
+
+AREA_HALF_SIZE = 0.06
+"""Half an edge of the marked square [m]."""
+
 BLOCK_AREA = ((0.38, 0.62), (-0.24, 0.24))
 """Where blocks are scattered: range of x and of y [m]."""
 
@@ -74,6 +80,7 @@ def build(robot: Robot, stiffness: np.ndarray, damping: np.ndarray, *, shadows: 
     _mount_gripper(spec)
     _control_arm(spec, robot, stiffness, damping, mujoco)
     _add_lab(spec, mujoco, shadows)
+    _add_area(spec, mujoco)
     _add_blocks(spec, mujoco)
     _add_cameras(spec, mujoco)
     return spec.compile()
@@ -199,6 +206,18 @@ def _add_lab(spec, mujoco, shadows: bool) -> None:
         rgba=[0.32, 0.33, 0.34, 1],
         **scenery,
     )
+
+
+def _add_area(spec, mujoco) -> None:
+    # Above the wood by less than a block sinks into it, and under the floor until a task wants it.
+    area = spec.worldbody.add_geom(
+        name=AREA,
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=[AREA_HALF_SIZE, AREA_HALF_SIZE, 0.001],
+        pos=[0.0, 0.0, -2.0 * TABLE_HEIGHT],
+        rgba=[0.93, 0.93, 0.90, 1.0],
+    )
+    area.contype = area.conaffinity = 0
 
 
 def _add_blocks(spec, mujoco) -> None:

@@ -13,6 +13,7 @@ from ki_ros.sim.assets import require_mujoco
 from ki_ros.sim.cameras import CameraSize
 from ki_ros.sim.control import DAMPING, STIFFNESS, JointSetpoint
 from ki_ros.sim.trajectory import JointTrajectory
+from ki_ros.sim.variation import Variation, Variator
 
 NANOSECONDS_PER_STEP = round(scene.TIMESTEP * 1e9)
 STEPS_PER_SECOND = round(1 / scene.TIMESTEP)
@@ -70,6 +71,7 @@ class SimulatedRig:
         self._steps = 0
         self._random = np.random.default_rng(seed)
         self._renderer = None
+        self._variator = Variator(self.model)
         self.reset()
 
     # Time
@@ -185,6 +187,22 @@ class SimulatedRig:
         self.data.qvel[dof : dof + 6] = 0.0
         self._mujoco.mj_forward(self.model, self.data)
 
+    def place_area(self, place: np.ndarray | None) -> None:
+        """Puts the marked square there: (2,) x and y of its centre [m]; None puts it out of sight."""
+        x, y, z = (0.0, 0.0, -2.0 * scene.TABLE_HEIGHT) if place is None else (*place, 0.0)
+        self.model.geom(scene.AREA).pos[:] = x, y, z
+        self._mujoco.mj_forward(self.model, self.data)
+        self._update_renderer()
+
+    def vary(self, variation: Variation) -> None:
+        """Changes colours, lights and exterior cameras, starting from the scene as it was built."""
+        self._variator.apply(variation)
+        self._update_renderer()
+
+    def _update_renderer(self) -> None:
+        if self._renderer is not None:
+            self._renderer.take_looks(self.model)
+
     def _block_qpos(self, name: str) -> int:
         if name not in scene.BLOCK_COLOURS:
             raise KeyError(f"there is no block {name!r}; there are {', '.join(scene.BLOCK_COLOURS)}")
@@ -228,15 +246,17 @@ class SimulatedRig:
 
     # Reset
 
-    def reset(self, seed: int | None = None) -> None:
+    def reset(self, seed: int | None = None, q: np.ndarray | None = None) -> None:
         """Puts the arm at DROID's reset pose, opens the gripper and scatters the blocks anew; time goes on.
 
         seed: where the blocks lie; None takes the next place of the sequence that the last seed began.
+        q: (7,) joint positions to put the arm at instead of the reset pose [rad].
         """
         if seed is not None:
             self._random = np.random.default_rng(seed)
         self._mujoco.mj_resetData(self.model, self.data)
-        self._setpoint = JointSetpoint(self.robot, np.array(RESET_JOINT_POSITIONS), scene.TIMESTEP)
+        start = np.array(RESET_JOINT_POSITIONS if q is None else q, dtype=np.float64)
+        self._setpoint = JointSetpoint(self.robot, start, scene.TIMESTEP)
         self.data.qpos[self._arm_qpos] = self._setpoint.position
         self._write_control()
         placed: list[np.ndarray] = []
