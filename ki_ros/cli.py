@@ -78,13 +78,80 @@ class Cache:
     output: Annotated[Path, tyro.conf.Positional]
     """Directory of the cache; `ki-ros train` takes BAGS.cache when nothing else is said."""
     parameters: Path | None = None
-    """Parameter file of the observation node that they were recorded with; left out: topics are found in the bags."""
+    """Parameter file of the graph that the bags were recorded with; left out: topics are found in the bags."""
     encoding: Literal["jpeg", "raw"] = "jpeg"
     """How pictures are kept; raw ones are exact and nine times as large."""
     quality: int = 95
     """Of JPEG, 1 to 100."""
     workers: int = 0
     """Processes; 0: one for each core."""
+    json: Path | None = None
+    """Write the figures to this file too."""
+
+
+@dataclass
+class Bags:
+    """Check recordings: each episode's length, rates, gaps, skew, limits exceeded, and a verdict."""
+
+    action: Annotated[Literal["check"], tyro.conf.Positional]
+    """What to do with them."""
+    directory: Annotated[Path, tyro.conf.Positional]
+    """Directory with bags in it or below it, or one bag."""
+    strict: bool = False
+    """End with status 1 when a verdict is bad."""
+    json: Path | None = None
+    """Write the figures to this file too."""
+    pictures: Path | None = None
+    """Directory for a picture of each episode."""
+    params_file: Path | None = None
+    """Parameter file of the graph that was recorded; without it the topics are found in the bags."""
+
+
+TaskName = Literal["reach", "push", "pick"]
+
+
+@dataclass
+class Collect:
+    """Record demonstrations of the simulated tasks by a scripted operator, one bag each. Resumes what is incomplete."""
+
+    output: Annotated[Path, tyro.conf.Positional]
+    """Directory of the bags."""
+    tasks: tuple[TaskName, ...] = ("reach", "push", "pick")
+    """What to demonstrate."""
+    episodes: int = 100
+    """Demonstrations of each task."""
+    seed: int = 0
+    """Seed of the first one; the others have those that follow."""
+    quality: int | None = 95
+    """Of JPEG images; None for raw ones."""
+    workers: int = 0
+    """Processes; 0 for as many as there are processors."""
+    json: Path | None = None
+    """Write the figures to this file too."""
+
+
+@dataclass
+class Evaluate:
+    """Run a policy in the simulated tasks, in lockstep: success and language following with 95 % intervals."""
+
+    checkpoint: Path | None = None
+    """Checkpoint; left out: untrained weights of the preset."""
+    preset: str = "ki_tiny"
+    """Model preset, without a checkpoint."""
+    task: tuple[TaskName, ...] = ("reach", "push", "pick")
+    """What to ask for."""
+    episodes: int = 100
+    """Episodes of each task."""
+    seed: int = 7
+    """Of scenes and noise. No demonstration has such scenes."""
+    replan: int = 5
+    """Rows of a chunk to execute before the next one."""
+    latency: float = 0.0
+    """Simulated time from an observation to the chunk that answers it [s]."""
+    num_steps: int = 10
+    """Integration steps of an inference."""
+    workers: int = 0
+    """Processes; 0 for as many as there are processors."""
     json: Path | None = None
     """Write the figures to this file too."""
 
@@ -142,6 +209,34 @@ class Checkpoint:
 
 
 @dataclass
+class Export:
+    """Write demonstrations for other software: a LeRobotDataset v3.0, complete or not at all."""
+
+    format: Annotated[Literal["lerobot"], tyro.conf.Positional]
+    """What to write."""
+    source: Annotated[Path, tyro.conf.Positional]
+    """Directory of a cache, or of bags."""
+    output: Annotated[Path, tyro.conf.Positional]
+    """New directory of the dataset."""
+    images: Literal["video", "png"] = "video"
+    """How pictures are kept; png is exact and larger."""
+    codec: Literal["av1", "h264"] = "av1"
+    """Of videos."""
+    quality: int | None = None
+    """Constant rate factor of videos, lower is better; left out: 23 for av1, 18 for h264."""
+    action_space: Literal["joint_position", "joint_velocity"] = "joint_position"
+    """What the first seven values of an action mean."""
+    views: tuple[Literal["exterior_1", "exterior_2", "wrist"], ...] = ()
+    """Cameras; left out: those of the first episode."""
+    outcomes: tuple[Literal["success", "failure", "unknown"], ...] = ("success", "failure", "unknown")
+    """Of the episodes to write."""
+    parameters: Path | None = None
+    """Parameter file of the graph that bags were recorded with; left out: topics are found in the bags."""
+    json: Path | None = None
+    """Write the figures to this file too."""
+
+
+@dataclass
 class Sweep:
     """Train over a grid of settings, resumably, and report: table, sweep.json, sweep.md, sweep.png."""
 
@@ -177,7 +272,11 @@ Command = (
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Bags, tyro.conf.subcommand("bags")]
     | Annotated[Cache, tyro.conf.subcommand("cache")]
+    | Annotated[Collect, tyro.conf.subcommand("collect")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Checkpoint, tyro.conf.subcommand("checkpoint")]
 )
@@ -210,11 +309,33 @@ def _run(command: Command) -> int:
         from ki_ros.commands.replay import replay
 
         return replay(**vars(command))
+    if isinstance(command, Bags):
+        from ki_ros.commands.bags import check_bags
+
+        arguments = vars(command)
+        del arguments["action"]
+        return check_bags(**arguments)
     if isinstance(command, Checkpoint):
         from ki_ros.commands.checkpoint import export_checkpoint, import_checkpoint
 
         convert = import_checkpoint if isinstance(command.action, CheckpointImport) else export_checkpoint
         return convert(**vars(command.action))
+    if isinstance(command, Collect):
+        from ki_ros.commands.collect import collect
+        from ki_ros.sim.tasks import Task
+
+        return collect(**{**vars(command), "tasks": tuple(map(Task, command.tasks))})
+    if isinstance(command, Evaluate):
+        from ki_ros.commands.evaluate import evaluate
+        from ki_ros.sim.tasks import Task
+
+        return evaluate(**{**vars(command), "task": tuple(map(Task, command.task))})
+    if isinstance(command, Export):
+        from ki_ros.commands.export import export_lerobot
+
+        arguments = vars(command)
+        del arguments["format"]
+        return export_lerobot(**arguments)
     if isinstance(command, Sweep):
         from ki_ros.commands.sweep import sweep
 

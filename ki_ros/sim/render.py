@@ -144,7 +144,7 @@ class SceneRenderer:
         return np.ascontiguousarray(pixels[::-1])
 
     def take_looks(self, model) -> None:
-        """Takes over what a variation or a task changed in the rig's model: colours, lights, cameras, the marked area."""
+        """Takes over what a variation or a task changed in the rig's model: colours, lights, cameras, places."""
         for name in (*FIELDS, "geom_pos"):
             getattr(self._model, name)[:] = getattr(model, name)
         for name in ("ambient", "diffuse"):

@@ -1,0 +1,120 @@
+"""`ki-ros evaluate`: seeded closed-loop episodes of a policy in the simulated tasks."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ki_ros.commands.workers import spread
+from ki_ros.files import write_json
+from ki_ros.lockstep.evaluation import Evaluator, Result, episode_seed, summarise
+from ki_ros.policy import Policy
+from ki_ros.sim.tasks import Task
+
+console = Console()
+
+
+class EvaluateError(ValueError):
+    """An evaluation that cannot be run; the message names the field, the value and the fix."""
+
+
+def evaluate(
+    *,
+    checkpoint: Path | None,
+    preset: str,
+    task: tuple[Task, ...],
+    episodes: int,
+    seed: int,
+    replan: int,
+    latency: float,
+    num_steps: int,
+    workers: int,
+    json: Path | None,
+) -> int:
+    """Runs the episodes and prints what came of them; returns the exit status. Arguments as in `ki_ros.cli.Evaluate`.
+
+    Raises:
+        ValueError: an argument out of its range, or a policy that cannot be loaded.
+    """
+    if episodes < 1:
+        raise EvaluateError(f"episodes is {episodes}; give at least 1")
+    if seed < 0:
+        raise EvaluateError(f"seed is {seed}; give 0 or more")
+    if json is not None and json.is_dir():
+        raise EvaluateError(f"json is {json}, a directory; give a file")
+    make = partial(_make, checkpoint, preset, seed, replan, latency, num_steps)
+    items = [(one, episode_seed(seed, number)) for one in task for number in range(episodes)]
+    results: list[Result] = []
+    done = 0
+    for result in spread(
+        make,
+        _run,
+        items,
+        workers=workers,
+        title="episodes",
+        console=console,
+        describe=lambda result: f"{result.task}: {'success' if result.success else 'no success'}",
+    ):
+        results.append(result)
+        done += result.success
+    results.sort(key=lambda result: (result.task, result.seed))
+    figures = summarise(results) | {
+        "checkpoint": str(checkpoint or f"{preset} (untrained)"),
+        "seed": seed,
+        "replan": replan,
+        "latency": latency,
+        "num_steps": num_steps,
+    }
+    _print(figures)
+    if json is not None:
+        write_json(json, figures)
+    return 0
+
+
+def _make(checkpoint: Path | None, preset: str, seed: int, replan: int, latency: float, num_steps: int) -> Evaluator:
+    policy = Policy.load(
+        preset=preset if checkpoint is None else None, checkpoint=checkpoint, seed=seed, threads=1, num_steps=num_steps
+    )
+    return Evaluator(policy, replan=replan, latency=latency)
+
+
+def _run(evaluator: Evaluator, item: tuple[Task, int]) -> Result:
+    return evaluator.run(*item)
+
+
+def _print(figures: dict[str, Any]) -> None:
+    table = Table("", "episodes", "success", "95 %", "named block", "95 %", "median s", "closest")
+    rows = [*figures["tasks"].items(), ("all", figures)]
+    if len(figures["tasks"]) == 1:
+        rows.pop()
+    for name, values in rows:
+        table.add_row(name, *_cells(values))
+    console.print(table)
+    table = Table("instruction", "episodes", "success", "95 %", "named block", "95 %", "median s", "closest")
+    for text, values in figures["instructions"].items():
+        table.add_row(text, *_cells(values))
+    console.print(table)
+    console.print(
+        f"an arm that ignores the instruction goes to the named block in {figures['chance_of_following']:.0%}"
+    )
+
+
+def _cells(values: dict[str, Any]) -> list[str]:
+    def interval(name: str) -> str:
+        low, high = values[name]
+        return f"{low:.0%} to {high:.0%}"
+
+    seconds = values["seconds_median"]
+    return [
+        str(values["episodes"]),
+        f"{values['success_rate']:.0%}",
+        interval("success_interval"),
+        f"{values['language_following']:.0%}",
+        interval("language_following_interval"),
+        "" if seconds is None else f"{seconds:.1f}",
+        f"{100 * values['closest_median']:.1f} cm",
+    ]

@@ -1,0 +1,67 @@
+"""Independent pieces of work spread over processes, with a progress bar, given up at Ctrl-C."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+_state: Any = None
+
+
+def spread(
+    make: Callable[[], Any],
+    work: Callable[[Any, Any], T],
+    items: Sequence[Any],
+    *,
+    workers: int,
+    title: str,
+    console: Console,
+    describe: Callable[[T], str] = lambda _: "",
+) -> Iterator[T]:
+    """Results of `work(state, item)`, as they come. Everything given must be picklable.
+
+    Args:
+        make: makes a process's state, once.
+        work: does one piece.
+        items: the pieces.
+        workers: processes; 0 for as many as there are processors.
+        title: of the bar.
+        console: that it is shown on.
+        describe: of the last result, beside the bar.
+    """
+    count = min(workers or os.cpu_count() or 1, max(len(items), 1))
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[last]}"))
+    bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
+    # Spawned and not forked: a graphics context and threads of torch do not survive a fork.
+    pool = ProcessPoolExecutor(
+        count, mp_context=multiprocessing.get_context("spawn"), initializer=_initialise, initargs=(make,)
+    )
+    try:
+        with bar:
+            task = bar.add_task(title, total=len(items), last="")
+            for future in as_completed([pool.submit(_work, work, item) for item in items]):
+                result = future.result()
+                bar.update(task, advance=1, last=describe(result))
+                yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _initialise(make: Callable[[], Any]) -> None:
+    # The first process decides what Ctrl-C means; the others finish the piece that they are at.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    global _state  # noqa: PLW0603
+    _state = make()
+
+
+def _work(work: Callable[[Any, Any], T], item: Any) -> T:
+    return work(_state, item)

@@ -1,0 +1,1 @@
+"""Simulated episodes in lockstep: rig, executor and policy or scripted operator in one process. No ROS here."""

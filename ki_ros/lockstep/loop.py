@@ -1,0 +1,157 @@
+"""The rig and the executor in lockstep: simulated time passes only when everything due has been done.
+
+The same executor, guard included, stands between the policy (or the scripted operator) and the arm as in the running
+graph. Thinking takes no simulated time unless a latency is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ki_ros.chunk import ActionChunk
+from ki_ros.execution.executor import Executor, ExecutorOptions, Tick
+from ki_ros.rig import CONTROL_HZ, STATE_DIM, ActionSpace, CameraRole, gripper_closedness
+from ki_ros.sim.simulated_rig import SimulatedRig
+
+VIEWS = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
+COMMAND_MS, STATE_MS = 10, 5
+_NS_PER_MS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What there is at an observation's reference time.
+
+    Attributes:
+        time_ns: the reference time.
+        views: pictures by role, (H, W, 3) uint8 RGB, as exposed last.
+        state: (8,) measured joint positions [rad] and the gripper's closedness.
+        command: (7,) the last joint positions that were sent [rad]; the measured ones before that.
+    """
+
+    time_ns: int
+    views: Mapping[CameraRole, np.ndarray]
+    state: np.ndarray
+    command: np.ndarray
+
+
+class Listener(Protocol):
+    """Who is told what happens; times in nanoseconds of simulated time."""
+
+    def on_state(self, time_ns: int, rig: SimulatedRig) -> None:
+        """A joint state is due."""
+
+    def on_image(self, time_ns: int, role: CameraRole, pixels: np.ndarray) -> None:
+        """A picture was taken."""
+
+    def on_observation(self, time_ns: int, exposed_ns: int) -> None:
+        """An observation is made, of the present joint state and of the pictures that were exposed then."""
+
+    def on_tick(self, time_ns: int, tick: Tick) -> None:
+        """The executor has decided."""
+
+
+class Lockstep:
+    """Runs episodes on a rig.
+
+    Args:
+        rig: its own thread's.
+        replan: observations between two chunks, each of which is executed for that many rows.
+        latency: between an observation and the arrival of the chunk that answers it [s].
+        phase: how old a picture is at an observation's reference time [s], less than an observation's period.
+    """
+
+    def __init__(self, rig: SimulatedRig, *, replan: int = 5, latency: float = 0.0, phase: float = 0.02) -> None:
+        if replan < 1:
+            raise ValueError(f"replan is {replan}; give 1 or more")
+        if not 0.0 <= latency < 0.5:
+            raise ValueError(f"latency is {latency} s; give 0 to 0.5 s")
+        if not 0.0 <= phase < 1.0 / CONTROL_HZ:
+            raise ValueError(f"phase is {phase} s; give 0 up to an observation's period of {1 / CONTROL_HZ:.4f} s")
+        self.rig = rig
+        self._replan, self._latency_ms, self._phase_ms = replan, round(latency * 1e3), round(phase * 1e3)
+        self._epoch = 0
+
+    def run(
+        self,
+        act: Callable[[Observed], np.ndarray],
+        action_space: ActionSpace,
+        seconds: float,
+        *,
+        watch: Callable[[], bool] = lambda: False,
+        listener: Listener | None = None,
+    ) -> Executor:
+        """Runs for at most that many seconds from the rig's present state.
+
+        Args:
+            act: from an observation to actions (horizon, 8), called every `replan` observations.
+            action_space: of those actions.
+            seconds: simulated time [s].
+            watch: called at every observation; ends the run when it is true.
+            listener: told of states, pictures and commands.
+
+        Returns:
+            The executor, with what it counted.
+        """
+        rig = self.rig
+        # Between two chunks lie `replan` observations and not one, and the watchdog must know.
+        gap = (self._replan + 1.5) / CONTROL_HZ + self._latency_ms / 1e3
+        options = ExecutorOptions(open_loop_horizon=self._replan, max_chunk_gap=gap, chunk_gap_intervals=0.0)
+        executor = Executor(rig.robot, options)
+        start_ms = rig.time_ns // _NS_PER_MS
+        self._epoch += 1
+        executor.enable_when_possible(rig.time_ns)
+        executor.set_epoch(rig.time_ns, self._epoch)
+        views: dict[CameraRole, np.ndarray] = {}
+        command = rig.joint_positions.copy()
+        waiting: list[tuple[int, ActionChunk]] = []
+        exposures = observations = exposed_ns = 0
+        # The pictures of the first observation are taken before it.
+        end_ms = round(seconds * 1e3) + self._phase_ms
+        for ms in range(end_ms + 1):
+            now_ns = (start_ms + ms) * _NS_PER_MS
+            if ms % STATE_MS == 0 and listener is not None:
+                listener.on_state(now_ns, rig)
+            if ms >= round(exposures * 1e3 / CONTROL_HZ):
+                exposures, exposed_ns = exposures + 1, now_ns
+                for role in VIEWS:
+                    views[role] = rig.render(role)
+                    if listener is not None:
+                        listener.on_image(now_ns, role, views[role])
+            if ms >= round(observations * 1e3 / CONTROL_HZ) + self._phase_ms:
+                if watch():
+                    break
+                if listener is not None:
+                    # The joint state that an observation has is the newest that was published.
+                    listener.on_observation(now_ns, exposed_ns)
+                if observations % self._replan == 0:
+                    observed = Observed(now_ns, dict(views), _state(rig), command)
+                    chunk = ActionChunk(
+                        now_ns, observations + 1, self._epoch, action_space, 1.0 / CONTROL_HZ, act(observed)
+                    )
+                    waiting.append((ms + self._latency_ms, chunk))
+                observations += 1
+            while waiting and waiting[0][0] <= ms:
+                chunk = waiting.pop(0)[1]
+                executor.receive_joint_state(now_ns, 0, rig.joint_positions)
+                executor.receive_chunk(now_ns, now_ns - chunk.stamp, chunk)
+            if ms % COMMAND_MS == 0:
+                executor.receive_joint_state(now_ns, 0, rig.joint_positions)
+                tick = executor.tick(now_ns)
+                if tick.positions is not None:
+                    command = tick.positions
+                    rig.command(tick.positions, tick.gripper)
+                if listener is not None:
+                    listener.on_tick(now_ns, tick)
+            rig.step_count(1)
+        return executor
+
+
+def _state(rig: SimulatedRig) -> np.ndarray:
+    state = np.empty(STATE_DIM)
+    state[:-1], state[-1] = rig.joint_positions, gripper_closedness(rig.gripper_angle)
+    return state
