@@ -49,7 +49,7 @@ class Episode:
         action_source: "joint_command", the topic of the controller that the targets come from, or "measured".
         idle: (T,) bool (`ki_ros.data.idle`).
         refusals: times of the episode without an observation by (stream, reason).
-        refused_ns: these times.
+        refused: these times.
         substituted: steps by stream whose sample the live node had, but the recording lacks: an older one stands in.
         exact: whether the reference times and samples are those of the live node.
         complete: whether its end was recorded.
@@ -74,7 +74,7 @@ class Episode:
     action_source: str
     idle: np.ndarray
     refusals: Counter[tuple[str, str]]
-    refused_ns: np.ndarray
+    refused: tuple[Refused, ...]
     substituted: Counter[str]
     exact: bool
     complete: bool
@@ -175,7 +175,7 @@ def _parts(recording: Recording, window: Window) -> Iterator[_Steps]:
 def _episode(bag: Bag, recording: Recording, window: Window, steps: _Steps) -> Episode:
     streams, rows = recording.streams, steps.rows
     stamps, states = recording.stamps_ns[rows], recording.states[rows]
-    refused = [r for r in recording.refused if _inside(window, r.reference_ns)]
+    refused = tuple(r for r in recording.refused if _inside(window, r.reference_ns))
     return Episode(
         bag=bag.path,
         id=window.id,
@@ -191,7 +191,7 @@ def _episode(bag: Bag, recording: Recording, window: Window, steps: _Steps) -> E
         action_source=steps.targets.source,
         idle=idle_steps(states, steps.targets.values, steps.segment, streams.rate),
         refusals=Counter((r.stream, r.reason) for r in refused) + recording.commands.refused,
-        refused_ns=np.array([r.reference_ns for r in refused], dtype=np.int64),
+        refused=refused,
         substituted=Counter(stream for time, stream in recording.substituted if _inside(window, time)),
         exact=recording.exact,
         complete=window.complete,
