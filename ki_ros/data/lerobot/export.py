@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -18,7 +21,7 @@ from ki_ros.data.lerobot.features import Images
 from ki_ros.data.lerobot.mapping import OUTCOMES
 from ki_ros.data.lerobot.video import CODECS, Codec
 from ki_ros.data.lerobot.writer import DatasetWriter, Rows
-from ki_ros.model.interchange.directory import assembled
+from ki_ros.files import sync, sync_tree
 from ki_ros.rig import NUM_JOINTS, VELOCITY_TO_DELTA, ActionSpace, CameraRole
 
 ROBOT_TYPE = "franka_droid"
@@ -122,7 +125,7 @@ def export_dataset(
     if output.is_dir() and any(output.iterdir()):
         raise LeRobotError(f"output is {output}, which is not empty; give another path, or remove it")
     report = ExportReport()
-    with assembled(output) as directory:
+    with _assembled(output.absolute()) as directory:
         writer: DatasetWriter | None = None
         first: SourceEpisode | None = None
         progress(ExportProgress(0, len(origins), 0))
@@ -161,6 +164,25 @@ def actions(states: np.ndarray, targets: np.ndarray, action_space: ActionSpace) 
     if action_space is ActionSpace.JOINT_VELOCITY:
         result[:, :NUM_JOINTS] = (targets[:, :NUM_JOINTS] - states[:, :NUM_JOINTS]) / VELOCITY_TO_DELTA
     return result
+
+
+@contextmanager
+def _assembled(output: Path) -> Iterator[Path]:
+    """A new directory beside `output`, absent or empty, that takes its place when the context ends well.
+
+    A process that is killed leaves `.NAME.PID.partial`.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        sync_tree(partial)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sync(output.parent)
 
 
 def _episodes(origin: Origin, report: ExportReport) -> Iterator[SourceEpisode]:
@@ -203,7 +225,8 @@ def _require_like(
         raise LeRobotError(f"{_name(episode)} has a rate of {episode.rate} Hz; LeRobot has whole frames per second")
     if episode.rate != first.rate:
         raise LeRobotError(
-            f"{_name(episode)} has a rate of {episode.rate} Hz, {_name(first)} one of {first.rate} Hz; export them apart"
+            f"{_name(episode)} has a rate of {episode.rate} Hz, {_name(first)} one of {first.rate} Hz; "
+            "export them apart"
         )
     missing = [role.value for role in roles if role not in views]
     if missing:

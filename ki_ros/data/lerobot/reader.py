@@ -15,7 +15,7 @@ from ki_ros.data.idle import idle_steps
 from ki_ros.data.lerobot import layout
 from ki_ros.data.lerobot.errors import LeRobotError
 from ki_ros.data.lerobot.layout import FileIndex
-from ki_ros.data.lerobot.mapping import FeatureMap, choose_map
+from ki_ros.data.lerobot.mapping import choose_map
 from ki_ros.data.lerobot.table import iterate_rows, open_parquet, read_rows, scalars, vectors
 from ki_ros.data.lerobot.video import read_frames
 from ki_ros.images import ImageError, decompress

@@ -15,7 +15,7 @@ from ki_ros.data.lerobot.errors import LeRobotError
 def open_parquet(path: Path) -> pq.ParquetFile:
     """The file. Raises LeRobotError where it is missing or damaged."""
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise LeRobotError(f"{path} does not exist; copy the dataset whole") from None
     except (OSError, pa.ArrowException) as error:

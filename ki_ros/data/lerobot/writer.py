@@ -259,7 +259,9 @@ class _Data:
         if self._writer is None:
             self._path().parent.mkdir(parents=True, exist_ok=True)
             numbers = [field.name for field in self._schema if not pa.types.is_struct(field.type)]
-            self._writer = pq.ParquetWriter(self._path(), self._schema, compression="snappy", use_dictionary=numbers)
+            self._writer = pq.ParquetWriter(
+                self._path(), self._schema, compression="snappy", use_dictionary=numbers, write_page_checksum=True
+            )
             self._rows = 0
         return {"data/chunk_index": self._index.chunk, "data/file_index": self._index.file}
 
@@ -336,11 +338,11 @@ class _Meta:
         self._held: list[dict[str, Any]] = []
 
     def write(self, row: dict[str, Any]) -> None:
-        if self._writer is not None and not self._held:
-            if self._path().stat().st_size >= layout.DATA_FILE_MB * _MIB:
-                self._writer.close()
-                self._writer = None
-                self._index = self._index.next()
+        # Only between two writes: all rows that are held name the same file.
+        full = self._writer is not None and self._path().stat().st_size >= layout.DATA_FILE_MB * _MIB
+        if full and not self._held:
+            self.close()
+            self._index = self._index.next()
         self._held.append(
             row | {"meta/episodes/chunk_index": self._index.chunk, "meta/episodes/file_index": self._index.file}
         )
@@ -358,7 +360,7 @@ class _Meta:
             return
         if self._writer is None:
             self._path().parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._path(), self._schema, compression="snappy")
+            self._writer = pq.ParquetWriter(self._path(), self._schema, compression="snappy", write_page_checksum=True)
         self._writer.write_table(pa.Table.from_pylist(self._held, schema=self._schema))
         self._held.clear()
 
