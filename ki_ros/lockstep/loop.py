@@ -22,6 +22,10 @@ COMMAND_MS, STATE_MS = 10, 5
 _NS_PER_MS = 1_000_000
 
 
+class LockstepError(RuntimeError):
+    """An episode that cannot begin; the message says why."""
+
+
 @dataclass(frozen=True)
 class Observed:
     """What there is at an observation's reference time.
@@ -96,6 +100,9 @@ class Lockstep:
 
         Returns:
             The executor, with what it counted.
+
+        Raises:
+            LockstepError: the arm is where no command may come from.
         """
         rig = self.rig
         # Between two chunks lie `replan` observations and not one, and the watchdog must know.
@@ -104,7 +111,10 @@ class Lockstep:
         executor = Executor(rig.robot, options)
         start_ms = rig.time_ns // _NS_PER_MS
         self._epoch += 1
-        executor.enable_when_possible(rig.time_ns)
+        executor.receive_joint_state(rig.time_ns, 0, rig.joint_positions)
+        # Before the first chunk, which enabling would forget.
+        if (problem := executor.enable(rig.time_ns)) is not None:
+            raise LockstepError(f"the executor cannot be enabled: {problem}")
         executor.set_epoch(rig.time_ns, self._epoch)
         views: dict[CameraRole, np.ndarray] = {}
         command = rig.joint_positions.copy()

@@ -44,6 +44,7 @@ LOW = 0.16
 _AREA_DISTANCE = (0.12, 0.20)
 _REGION = ((0.40, 0.62), (-0.22, 0.22))
 _START_SPREAD = 0.06
+_SETTLE_SECONDS = 0.1
 _HOVER_STARTS = ((0.36, 0.60), (-0.20, 0.20), (0.16, 0.36))
 
 
@@ -109,6 +110,8 @@ class Layout:
                 rig.set_block_pose(colour, np.array([-1.4, 0.1 * index, scene.BLOCK_HALF_SIZE - scene.TABLE_HEIGHT]))
         rig.place_area(self.area)
         rig.vary(self.variation)
+        # The blocks come to rest; and a stamp of zero, which means none, is never made.
+        rig.step(_SETTLE_SECONDS)
 
 
 def draw_layout(task: Task, seed: int, kinematics: Kinematics, *, anywhere: bool = False) -> Layout:
