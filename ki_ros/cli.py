@@ -98,7 +98,7 @@ class Bags:
     directory: Annotated[Path, tyro.conf.Positional]
     """Directory with bags in it or below it, or one bag."""
     strict: bool = False
-    """End with status 1 when a verdict is bad."""
+    """End with status 1 when a verdict is bad, or a bag has no episode."""
     json: Path | None = None
     """Write the figures to this file too."""
     pictures: Path | None = None

@@ -33,7 +33,7 @@ def check_bags(
 ) -> int:
     """Checks every bag below a directory and prints a table; returns the exit status.
 
-    Arguments as in `ki_ros.cli.Bags`. With `strict` the status is 1 when a verdict is bad.
+    Arguments as in `ki_ros.cli.Bags`. With `strict` the status is 1 when a verdict is bad, or a bag has no episode.
 
     Raises:
         ValueError: a directory without bags, or a parameter file that is wrong.
@@ -50,6 +50,7 @@ def check_bags(
         pictures.mkdir(parents=True, exist_ok=True)
     table = _table()
     verdicts: Counter[Verdict] = Counter()
+    unread: list[str] = []
     rows = []
     columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -57,18 +58,30 @@ def check_bags(
             check = check_bag(bag, streams, commands)
             name = _name(bag, directory)
             _add(table, name, check)
-            verdicts += Counter([figures.verdict for _, figures in check.episodes] or [Verdict.BAD])
+            verdicts += Counter(figures.verdict for _, figures in check.episodes)
+            if check.error:
+                unread.append(check.error)
             rows.append(as_json(check))
             if pictures is not None:
                 _draw(check, name, pictures)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
+    for error in unread:
+        console.print(f"[red]no episode:[/] {escape(error)}", highlight=False, soft_wrap=True)
+    counts = [f"[{_COLOURS[verdict]}]{verdicts[verdict]} {verdict.value}[/]" for verdict in Verdict]
     console.print(
-        f"{len(bags)} bags, {verdicts.total()} episodes: "
-        + ", ".join(f"[{_COLOURS[verdict]}]{verdicts[verdict]} {verdict.value}[/]" for verdict in Verdict)
+        f"{_counted(len(bags), 'bag')}, {_counted(verdicts.total(), 'episode')}: {', '.join(counts)}; "
+        f"{_counted(len(unread), 'bag')} without an episode",
+        highlight=False,
     )
     if json is not None:
-        write_json(json, {"bags": rows, "verdicts": {verdict.value: verdicts[verdict] for verdict in Verdict}})
-    return int(strict and verdicts[Verdict.BAD] > 0)
+        summary = {verdict.value: verdicts[verdict] for verdict in Verdict} | {"unread": len(unread)}
+        write_json(json, {"bags": rows, "verdicts": summary})
+    return int(strict and (verdicts[Verdict.BAD] > 0 or bool(unread)))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _draw(check: BagCheck, name: str, directory: Path) -> None:
@@ -105,9 +118,6 @@ def _add(table: Table, name: str, check: BagCheck) -> None:
             f"{figures.idle_share:.0%}",
             _verdict(figures),
         )
-        table.add_row()
-    if check.error:
-        table.add_row(escape(name), "", "", "", "", "", "", f"[red]bad[/]: {escape(check.error)}")
         table.add_row()
 
 

@@ -157,10 +157,10 @@ def test_the_command(tmp_path):
     figures, pictures = tmp_path / "figures.json", tmp_path / "pictures"
     done = run(bags, "--json", figures, "--pictures", pictures)
     assert done.returncode == 0, done.stderr
-    for words in ("wipe the table", "no instruction", "broken_0.mcap", "200.0 Hz", "1 good", "2 bad"):
+    for words in ("wipe the table", "no instruction", "broken_0.mcap", "200.0 Hz", "2 episodes: 1 good", "1 bad"):
         assert words in done.stdout
     written = json.loads(figures.read_text())
-    assert written["verdicts"] == {"good": 1, "doubtful": 0, "bad": 2}
+    assert written["verdicts"] == {"good": 1, "doubtful": 0, "bad": 1, "unread": 1}
     assert [bag["verdict"] for bag in written["bags"]] == ["bad", "bad", "good"]
     assert {file.name for file in pictures.iterdir()} == {"day_2_silent.png", "good.png"}
     with Image.open(pictures / "good.png") as picture:
