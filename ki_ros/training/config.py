@@ -151,17 +151,30 @@ class BagsData(CachedData):
     """Episodes in rosbag2 recordings.
 
     Attributes:
-        parameters: parameter file of the observation node that they were recorded with; None to find the topics in the
-            bags.
+        parameters: parameter file of the graph that they were recorded with; None to find the topics in the bags.
     """
 
     kind: Literal["bags"] = "bags"
     parameters: Path | None = None
 
 
-Data = Annotated[DroidData | PointingData | BagsData, Field(discriminator="kind")]
+@dataclass(frozen=True, kw_only=True)
+class LeRobotData(CachedData):
+    """Episodes in a LeRobot dataset v3.0.
 
-_KINDS = ("droid", "pointing", "bags")
+    Attributes:
+        preset: what its features are called, see `ki_ros.data.lerobot.PRESETS`; "auto" tells it from them.
+        features: fields of `ki_ros.data.lerobot.FeatureMap` to set on top, such as `{outcome: success}`.
+    """
+
+    kind: Literal["lerobot"] = "lerobot"
+    preset: Literal["auto", "ki_ros", "droid", "droid_velocity"] = "auto"
+    features: dict[str, Any] = field(default_factory=dict)
+
+
+Data = Annotated[DroidData | PointingData | BagsData | LeRobotData, Field(discriminator="kind")]
+
+_KINDS = ("droid", "pointing", "bags", "lerobot")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +261,8 @@ class TrainConfig:
         model, data, optimizer, augment, lora, evaluation: see their classes; lora None for none.
         norm_stats: "data" to compute them from the training data, "checkpoint" for those beside `model.init`, or a
             path.
+        norm_minimum_range: least distance between the 1 % and the 99 % quantile of statistics that are computed [rad,
+            or closedness of the gripper]; 0 refuses data with a dimension that does not move.
         tokenizer: sentencepiece model of the prompts; what ships with the preset or lies beside `model.init` when None.
         fast_tokenizer: "fit" to fit one to the training data, or the directory of one.
         fast_vocab_size: of a fitted one.
@@ -283,6 +298,7 @@ class TrainConfig:
     lora: LoRAConfig | None = None
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     norm_stats: str = "data"
+    norm_minimum_range: float = 0.0
     tokenizer: Path | None = None
     fast_tokenizer: str = "fit"
     fast_vocab_size: int = 1024
@@ -309,7 +325,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _positive(self, "", "steps", "batch_size", "flow_samples", "keep", "log_every", "fast_max_tokens")
         _positive(self, "", "fast_vocab_size")
-        _not_negative(self, "", "save_every", "keep_every", "workers", "seed")
+        _not_negative(self, "", "save_every", "keep_every", "workers", "seed", "norm_minimum_range")
         if self.overfit is not None:
             _positive(self, "", "overfit")
         if self.micro_batch_size is not None:
