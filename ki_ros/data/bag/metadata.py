@@ -25,6 +25,7 @@ class BagMetadata:
     files: list[str] = field(default_factory=list)
     file_counts: dict[str, int] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
+    formats: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     extent: tuple[int, int] | None = None
     custom_data: dict[str, str] = field(default_factory=dict)
@@ -79,6 +80,7 @@ def _take_topics(metadata: BagMetadata, value: Any) -> None:
         topic = entry["topic_metadata"]
         name = _text(topic["name"])
         metadata.types[name] = _text(topic["type"])
+        metadata.formats[name] = _text(topic["serialization_format"])
         # A topic is listed more than once where its publishers had different types or profiles.
         metadata.counts[name] = metadata.counts.get(name, 0) + _number(entry["message_count"])
 

@@ -161,11 +161,14 @@ class Bag:
             if name not in self.topics:
                 lost = messages_lost(metadata.counts.get(name, 0))
                 self._log.note(file, "metadata", f"topic {name} is listed, and is in no file", lost)
-            elif self.topics[name].type_name != type_name:
-                found = self.topics[name].type_name
-                self._log.note(
-                    file, "schema", f"topic {name} is listed with type {type_name}; in the files it has {found}"
-                )
+                continue
+            topic, form = self.topics[name], metadata.formats.get(name, "")
+            if topic.type_name != type_name:
+                detail = f"topic {name} is listed with type {type_name}; in the files it has {topic.type_name}"
+                self._log.note(file, "schema", detail)
+            if form and topic.serialization_format != form:
+                detail = f"topic {name} is listed as {form!r}; in the files it is {topic.serialization_format!r}"
+                self._log.note(file, "schema", detail)
         for name in self.topics.keys() - metadata.types.keys() if metadata.types else ():
             self._log.note(file, "metadata", f"topic {name} is not listed")
         if metadata.extent is not None and metadata.extent != (self.start_ns, self.end_ns):
