@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import sqlite3
 import struct
 import tempfile
 from collections import Counter
@@ -219,7 +218,7 @@ def open_bag(path: Path, *, unverified: bool = False) -> Bag:
     for name in names:
         try:
             files.append((name, _open_file(name, log, temporary, unverified=unverified)))
-        except (OSError, sqlite3.Error, _UnreadableError) as error:
+        except (OSError, *sqlite_file.ERRORS, _UnreadableError) as error:
             problems.append(f"{name}: {error}")
             count = metadata.file_counts.get(name.name) if metadata is not None else None
             log.note(name, "split", str(error), "all of it" if count is None else messages_lost(count))

@@ -25,6 +25,9 @@ from ki_ros.data.bag.topic import Topic
 
 MAGIC = b"SQLite format 3\0"
 
+# What SQLite raises for a damaged file. Its messages name things in the file, in letters that may be damaged as well.
+ERRORS = (sqlite3.Error, MemoryError, OverflowError, UnicodeError)
+
 _MISSES = 20_000  # so many numbers without a message, one after the other, end the search in a damaged table
 _BLOCK_MESSAGES, _BLOCK_BYTES = 64, 1 << 20
 _CALLS, _STEPS = 5_000, 1_000_000  # a statement may take so many times so many steps of SQLite's machine: a minute
@@ -49,7 +52,7 @@ class SqliteFile:
 
     Raises:
         OSError: the file cannot be read.
-        sqlite3.Error: it is no database.
+        One of ERRORS: it is no database.
     """
 
     def __init__(self, path: Path, log: DamageLog, *, name: Path) -> None:
@@ -58,6 +61,7 @@ class SqliteFile:
         self._connection = self._open(path)
         self.custom_data: dict[str, str] = {}
         self.counts: dict[str, int] | None = None
+        self._check_size(path)
         self._sound = self._is_sound()
         self._topics = self._read_topics()
         self._rows = self._list_messages()
@@ -109,7 +113,7 @@ class SqliteFile:
         statement = "SELECT name FROM sqlite_master WHERE type = 'table'"
         try:
             tables = {row[0] for row in connection.execute(statement)}
-        except sqlite3.DatabaseError as error:
+        except ERRORS as error:
             # With this setting SQLite opens a file that has fewer pages than its head says. Nothing is written.
             connection.execute("PRAGMA writable_schema=ON")
             tables = {row[0] for row in connection.execute(statement)}
@@ -123,10 +127,17 @@ class SqliteFile:
         self._connection.set_progress_handler(lambda: next(calls, None) is None, _STEPS)
         return self._connection.execute(statement, values).fetchall()
 
+    def _check_size(self, path: Path) -> None:
+        """SQLite takes a last page that is cut short for one that ends in zeros."""
+        page, size = self._query("PRAGMA page_size")[0][0], path.stat().st_size
+        if size % page:
+            detail = f"the file has {size} bytes, which are no whole pages of {page}"
+            self._note("unfinished", detail, f"the last {page - size % page} bytes of a page, and messages in them")
+
     def _is_sound(self) -> bool:
         try:
             problems = [str(row[0]) for row in self._query("PRAGMA quick_check(5)")]
-        except (sqlite3.Error, MemoryError, OverflowError) as error:
+        except ERRORS as error:
             problems = [str(error)]
         if problems == ["ok"]:
             return True
@@ -142,7 +153,7 @@ class SqliteFile:
             rows = self._query(
                 f"SELECT id, name, type, serialization_format, {qos} FROM topics NOT INDEXED ORDER BY +id"
             )
-        except (sqlite3.Error, MemoryError, OverflowError) as error:
+        except ERRORS as error:
             self._note("structure", f"the table of topics is damaged: {error}", "every message of a topic not listed")
             rows = []
         definitions = self._read_definitions()
@@ -161,7 +172,7 @@ class SqliteFile:
             return {}
         try:
             rows = self._query("SELECT topic_type, encoding, encoded_message_definition FROM message_definitions")
-        except (sqlite3.Error, MemoryError, OverflowError) as error:
+        except ERRORS as error:
             self._note("structure", f"the table of definitions is damaged: {error}", "definitions of types")
             return {}
         return {str(name): text for name, encoding, text in rows if encoding == "ros2msg" and isinstance(text, str)}
@@ -172,7 +183,7 @@ class SqliteFile:
         try:
             rows = self._query("SELECT metadata FROM metadata ORDER BY id")
             values = yaml.safe_load(rows[-1][0]) if rows else None
-        except (sqlite3.Error, yaml.YAMLError, RecursionError, ValueError, MemoryError, AttributeError) as error:
+        except (*ERRORS, yaml.YAMLError, RecursionError, ValueError, AttributeError) as error:
             self._note("metadata", f"the file's own copy of the metadata is damaged: {error}"[:200], "its custom data")
             return
         custom = values.get("custom_data") if isinstance(values, dict) else None
@@ -182,14 +193,14 @@ class SqliteFile:
     def _has_table(self, name: str) -> bool:
         try:
             return bool(self._query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", name))
-        except (sqlite3.Error, MemoryError, OverflowError):
+        except ERRORS:
             return False
 
     def _list_messages(self) -> list[_Row]:
         """All messages in order of time, without their bytes."""
         try:
             rows = self._query("SELECT timestamp, id, topic_id, length(data) FROM messages NOT INDEXED")
-        except (sqlite3.Error, MemoryError, OverflowError) as error:
+        except ERRORS as error:
             self._note("structure", f"the table of messages is damaged: {error}", "what further entries say, if any")
             rows = self._search_messages()
         else:
@@ -218,7 +229,7 @@ class SqliteFile:
             number += 1
             try:
                 found = self._query("SELECT timestamp, id, topic_id, length(data) FROM messages WHERE id = ?", number)
-            except (sqlite3.Error, MemoryError, OverflowError):
+            except ERRORS:
                 found = []
             misses = 0 if found else misses + 1
             rows += found[:1]
@@ -235,7 +246,7 @@ class SqliteFile:
                 continue
             try:
                 found = self._query("SELECT data FROM messages WHERE id = ?", row.number)
-            except (sqlite3.Error, MemoryError, OverflowError) as error:
+            except ERRORS as error:
                 self._note("structure", f"message {row.number} of {topic.name} cannot be read: {error}", "1 message")
                 continue
             if not found or not isinstance(found[0][0], bytes):
