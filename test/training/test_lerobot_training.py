@@ -79,9 +79,8 @@ def test_samples_of_videos_are_close(work: Path, tmp_path: Path) -> None:
 
 def test_command_trains_on_a_dataset(work: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    values = settings(
-        work, tmp_path / "out", kind="lerobot", directory=str(work / "png"), cache=str(tmp_path / "cache")
-    )
+    places = {"directory": str(work / "png"), "cache": str(tmp_path / "cache")}
+    values = settings(tmp_path / "out", kind="lerobot", **places)
     file.write_text(yaml.safe_dump(values.to_dict()))
     arguments = {"bags": None, "set": (), "output": None, "resume": False, "dry_run": False}
     assert command(config=file, json=tmp_path / "run.json", **arguments) == 0
