@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib.util
 import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,22 +18,20 @@ from ki_ros import rig
 from ki_ros.share import find_share
 from ki_ros.variables import DIE_WITH_PARENT
 
+_EXECUTOR_TOPICS = {
+    "arm_command_topic": "/forward_position_controller/commands",
+    "trajectory_topic": "/joint_trajectory_controller/joint_trajectory",
+    "gripper_command_topic": "/gripper_position_controller/commands",
+}
+"""The executor's topics of commands, with its own defaults."""
+
 _DISCOVERY = {"ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER"}
 """Environment variables by which a person decides which machines see each other."""
 
-NODE_NAMES = ("simulator", "observation", "policy", "executor")
+NODE_NAMES = ("simulator", "observation", "policy", "executor", "recorder")
 
-RECORDED_TOPICS = (
-    "/action_chunk",
-    "/diagnostics",
-    "/epoch",
-    "/executor_status",
-    "/instruction",
-    "/joint_command",
-    "/observation",
-    "/observation_status",
-)
-"""Topics of the graph that a recording holds, beside those of sensors and controllers."""
+RECORDINGS = "recordings"
+"""Directory of the episodes where nobody names another."""
 
 
 class BringupError(ValueError):
@@ -61,7 +57,13 @@ class Settings:
         default="",
         metadata={"help": "Parameter file; empty: config/droid_sim.yaml with sim, else config/droid_zed.yaml"},
     )
-    record: str = field(default="", metadata={"help": "Record a rosbag2 recording: true, or its directory"})
+    record: str = field(
+        default="",
+        metadata={"help": f"Run the recorder of episodes: true ({RECORDINGS}/), or the directory they go to"},
+    )
+    auto_episodes: bool = field(
+        default=False, metadata={"help": "Recorder: each instruction is an episode, without services"}
+    )
     exterior_1_topic: str = field(default="", metadata={"help": "Image topic of the first exterior camera"})
     exterior_2_topic: str = field(default="", metadata={"help": "Image topic of the second exterior camera"})
     wrist_topic: str = field(default="", metadata={"help": "Image topic of the wrist camera"})
@@ -100,8 +102,14 @@ def describe(settings: Settings) -> list[NodeDescription]:
         raise BringupError(f"robot {settings.robot!r} is not known; use one of {', '.join(rig.ROBOTS)}")
     params_file = _params_file(settings)
     check_params_file(params_file)
-    nodes = [name for name in NODE_NAMES if name != "simulator" or settings.sim]
+    absent = {name for name, wanted in (("simulator", settings.sim), ("recorder", records(settings))) if not wanted}
+    nodes = [name for name in NODE_NAMES if name not in absent]
     return [NodeDescription(name, (params_file, _overrides(name, settings))) for name in nodes]
+
+
+def records(settings: Settings) -> bool:
+    """Whether the recorder is part of the graph."""
+    return settings.record.strip().lower() not in ("", "false")
 
 
 def check_params_file(path: Path) -> None:
@@ -147,51 +155,34 @@ def environment(*, sim: bool) -> dict[str, str]:
     return variables
 
 
-def record_command(settings: Settings) -> list[str] | None:
-    """The `ros2 bag record` command for `settings.record`, None where nothing is to be recorded.
-
-    Sensor topics are those that the observation node is told to use.
+def plain_record_command(settings: Settings) -> list[str]:
+    """The `ros2 bag record` command that records what the recorder does, but as one bag and without its services.
 
     Raises:
-        BringupError: rosbag2 is not installed.
+        BringupError: topics that cannot be recorded together.
     """
-    if settings.record.lower() in ("", "false"):
-        return None
-    _check_recorder(settings.record)
-    sensors = sensor_topics(settings)
-    output = [] if settings.record.lower() == "true" else ["--output", settings.record]
-    use_sim_time = ["--use-sim-time"] if settings.sim else []
-    return [
-        "ros2",
-        "bag",
-        "record",
-        "--storage",
-        "mcap",
-        *output,
-        *use_sim_time,
-        "--topics",
-        *RECORDED_TOPICS,
-        *sensors,
-    ]
+    # Imports cv2, which `ki-ros --help` does not need.
+    from ki_ros.data.recorder.topics import RecordedTopicsError, recorded_topics
+    from ki_ros.observation.rig_streams import RigStreams, RigStreamsError
 
-
-def _check_recorder(record: str) -> None:
-    if shutil.which("ros2") is None or importlib.util.find_spec("ros2bag") is None:
-        raise BringupError(
-            f"record is {record!r}, but `ros2 bag` is not installed: "
-            "sudo apt install ros-$ROS_DISTRO-rosbag2 ros-$ROS_DISTRO-rosbag2-storage-mcap, or leave record empty"
+    check_params_file(_params_file(settings))
+    executor = _EXECUTOR_TOPICS | chosen_parameters(settings, "executor")
+    extra = chosen_parameters(settings, "recorder").get("extra_topics", [])
+    try:
+        streams = RigStreams.from_parameters(chosen_parameters(settings, "observation"), str(_params_file(settings)))
+        recorded = recorded_topics(
+            streams, **{key: executor[key] for key in _EXECUTOR_TOPICS}, extra=filter(None, extra)
         )
-
-
-def sensor_topics(settings: Settings) -> list[str]:
-    """Camera, joint and gripper topics of the observation node, from the parameter file and the settings."""
-    values = {
-        "joint_states_topic": "/joint_states",
-        "gripper_topic": "/gripper/joint_states",
-        **chosen_parameters(settings, "observation"),
-    }
-    keys = [*(f"{role.value}.topic" for role in rig.CameraRole), "joint_states_topic", "gripper_topic"]
-    return sorted({values[key] for key in keys if values.get(key)})
+    except (RigStreamsError, RecordedTopicsError) as error:
+        raise BringupError(str(error)) from error
+    named = records(settings) and settings.record.strip().lower() != "true"
+    return [
+        *("ros2", "bag", "record", "--storage", "mcap", "--storage-preset-profile", "zstd_fast"),
+        *(("--output", settings.record) if named else ()),
+        *(("--use-sim-time",) if settings.sim else ()),
+        "--topics",
+        *recorded.names,
+    ]
 
 
 def chosen_parameters(settings: Settings, node: str) -> dict[str, Any]:
@@ -223,6 +214,8 @@ def _params_file(settings: Settings) -> Path:
 
 def _overrides(node: str, settings: Settings) -> dict[str, Any]:
     """The settings that concern a node, by parameter name; empty ones are left out."""
+    if node == "recorder":
+        return _recorder_overrides(settings)
     s = settings
     cameras = {role.value: getattr(s, f"{role.value}_topic") for role in rig.CameraRole}
     camera_topics = {f"{role}.topic": topic for role, topic in cameras.items()}
@@ -263,6 +256,20 @@ def _overrides(node: str, settings: Settings) -> dict[str, Any]:
     return {key: value for key, value in by_node[node].items() if value != ""}
 
 
+def _recorder_overrides(settings: Settings) -> dict[str, Any]:
+    """What the recorder is told: the topics that the observation and the executor node use, and where to record."""
+    observation, executor = chosen_parameters(settings, "observation"), chosen_parameters(settings, "executor")
+    sensors = [f"{role.value}.{key}" for role in rig.CameraRole for key in ("topic", "transport")]
+    sensors += ["robot", "joint_states_topic", "gripper_topic"]
+    values = {key: observation[key] for key in sensors if key in observation}
+    values |= {key: executor[key] for key in _EXECUTOR_TOPICS if key in executor}
+    if settings.auto_episodes:
+        values["auto_episodes"] = True
+    if records(settings) and settings.record.strip().lower() != "true":
+        values["output"] = settings.record
+    return values
+
+
 def arguments() -> list[tuple[str, str, str]]:
     """Name, default and description of every setting, as launch arguments are declared."""
     return [
@@ -275,13 +282,16 @@ def parse(values: dict[str, str]) -> Settings:
     """Settings from launch arguments, which are strings.
 
     Raises:
-        BringupError: a name that looks like a misspelt one, or sim is neither true nor false.
+        BringupError: a name that looks like a misspelt one, or a switch is neither true nor false.
     """
     known = [f.name for f in dataclasses.fields(Settings)]
     for name in values:
         if name not in known and (near := difflib.get_close_matches(name, known, n=1, cutoff=0.8)):
             raise BringupError(f"no argument is called {name!r}; did you mean {near[0]!r}?")
-    sim = values["sim"].strip().lower()
-    if sim not in ("true", "false"):
-        raise BringupError(f"sim is {values['sim']!r}; use true or false")
-    return Settings(**{**{name: values[name] for name in known if name in values}, "sim": sim == "true"})
+    given: dict[str, Any] = {name: values[name] for name in known if name in values}
+    for name in ("sim", "auto_episodes"):
+        value = given.get(name, "false").strip().lower()
+        if value not in ("true", "false"):
+            raise BringupError(f"{name} is {values[name]!r}; use true or false")
+        given[name] = value == "true"
+    return Settings(**given)

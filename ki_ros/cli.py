@@ -34,6 +34,28 @@ class Demo:
 
 
 @dataclass
+class Record:
+    """Record demonstrations on a running rig: one bag per episode, begun and ended from the keyboard or by services."""
+
+    output: Path = Path(bringup.RECORDINGS)
+    """Directory below which every episode has one of its own."""
+    params_file: str = ""
+    """Parameter file of the graph, for its topics; empty: config/droid_zed.yaml, with sim config/droid_sim.yaml."""
+    instruction: str = ""
+    """Instruction of the episodes; empty: the one in force."""
+    robot: str = ""
+    """Arm, noted in every episode: panda or fr3; empty: the file's."""
+    sim: bool = False
+    """The rig is the simulated one, and the time is its clock's."""
+    auto_episodes: bool = False
+    """Each new instruction ends an episode and begins the next."""
+    plain: bool = False
+    """Run `ros2 bag record` of the same topics instead: one bag, no services, no outcome."""
+    print_plain: bool = False
+    """Print that command and do nothing."""
+
+
+@dataclass
 class Replay:
     """Publish a recorded DROID episode on the topics of cameras, joints and gripper, as the rig's drivers would."""
 
@@ -270,6 +292,7 @@ Up = _up_arguments()
 Command = (
     Annotated[Up, tyro.conf.subcommand("up")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Record, tyro.conf.subcommand("record")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Bags, tyro.conf.subcommand("bags")]
@@ -305,6 +328,10 @@ def _run(command: Command) -> int:
         from ki_ros.commands.demo import demo
 
         return demo(**vars(command))
+    if isinstance(command, Record):
+        from ki_ros.commands.record import record
+
+        return record(**vars(command))
     if isinstance(command, Replay):
         from ki_ros.commands.replay import replay
 

@@ -4,7 +4,6 @@ from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
-    ExecuteProcess,
     OpaqueFunction,
     RegisterEventHandler,
     SetEnvironmentVariable,
@@ -18,7 +17,7 @@ from ki_ros import bringup
 
 def _start(context):
     settings = bringup.parse(dict(context.launch_configurations))
-    nodes = [
+    processes = [
         Node(
             package="ki_ros",
             executable=description.name,
@@ -30,8 +29,6 @@ def _start(context):
         )
         for description in bringup.describe(settings)
     ]
-    record = bringup.record_command(settings)
-    processes = [*nodes, ExecuteProcess(cmd=record, name="recorder", output="screen")] if record else nodes
     guards = [RegisterEventHandler(OnProcessExit(target_action=process, on_exit=_ended)) for process in processes]
     variables = [SetEnvironmentVariable(name, value) for name, value in bringup.environment(sim=settings.sim).items()]
     return [*variables, *guards, *processes]

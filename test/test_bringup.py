@@ -84,8 +84,10 @@ def test_launch_arguments_become_settings():
     values = {name: default for name, default, _ in bringup.arguments()}
     assert bringup.parse(values) == Settings()
     assert bringup.parse({**values, "sim": "True", "robot": "fr3"}) == Settings(sim=True, robot="fr3")
-    with pytest.raises(BringupError, match=r"'maybe'.*true or false"):
-        bringup.parse({**values, "sim": "maybe"})
+    assert bringup.parse({**values, "auto_episodes": "true"}) == Settings(auto_episodes=True)
+    for name in ("sim", "auto_episodes"):
+        with pytest.raises(BringupError, match=rf"{name} is 'maybe'.*true or false"):
+            bringup.parse({**values, name: "maybe"})
 
 
 def test_every_setting_is_described():
@@ -93,14 +95,62 @@ def test_every_setting_is_described():
     assert len(bringup.arguments()) == len(dataclasses.fields(Settings))
 
 
-def test_a_recording_holds_the_graph_and_the_sensors(monkeypatch):
-    monkeypatch.setattr(bringup, "_check_recorder", lambda _: None)
-    assert bringup.record_command(Settings(sim=True)) is None
-    assert bringup.record_command(Settings(sim=True, record="false")) is None
-    command = bringup.record_command(Settings(sim=True, record="bags/one", wrist_topic="/w"))
-    topics = set(command[command.index("--topics") + 1 :])
-    assert {"/joint_command", "/instruction", "/observation", "/w", "/joint_states", "/gripper/joint_states"} <= topics
+def test_the_recorder_is_started_only_when_asked_for():
+    for record in ("", "false", "False"):
+        assert "recorder" not in names(Settings(sim=True, record=record))
+    assert names(Settings(record="true")) == ["observation", "policy", "executor", "recorder"]
+    assert "output" not in merged(Settings(record="true"), "recorder")
+    assert merged(Settings(record="bags/one"), "recorder")["output"] == "bags/one"
+    assert merged(Settings(record="true", auto_episodes=True), "recorder")["auto_episodes"] is True
+
+
+def test_the_recorder_has_the_topics_of_the_nodes_that_use_them(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text(
+        "/**:\n  ros__parameters: {robot: fr3}\n"
+        "observation:\n  ros__parameters:\n    exterior_1: {topic: '', max_age: 0.2}\n"
+        "    wrist: {topic: /w, transport: compressed}\n    rate: 10\n"
+        "executor:\n  ros__parameters: {controller: joint_trajectory, command_rate: 50, gripper_command_topic: /g}\n"
+    )
+    settings = Settings(params_file=str(file), record="true", controller_topic="/t", joint_states_topic="/j")
+    assert merged(settings, "recorder") == {
+        "robot": "fr3",
+        "exterior_1.topic": "",
+        "wrist.topic": "/w",
+        "wrist.transport": "compressed",
+        "joint_states_topic": "/j",
+        "trajectory_topic": "/t",
+        "gripper_command_topic": "/g",
+    }
+
+
+def test_the_plain_command_records_the_graph_and_the_sensors(tmp_path):
+    command = bringup.plain_record_command(Settings(sim=True, record="bags/one", wrist_topic="/w"))
+    topics = command[command.index("--topics") + 1 :]
+    sensors = {"/w", "/camera/exterior_1/image_raw", "/joint_states", "/gripper/joint_states"}
+    commands = {"/joint_command", "/forward_position_controller/commands", "/gripper_position_controller/commands"}
+    assert sensors | commands | {"/epoch", "/instruction", "/observation_status", "/episode"} <= set(topics)
+    assert len(topics) == len(set(topics))
     assert command[command.index("--output") + 1] == "bags/one"
+    assert command[command.index("--storage") + 1] == "mcap"
+    assert "--use-sim-time" in command
+    assert "--output" not in bringup.plain_record_command(Settings(record="true"))
+    file = tmp_path / "params.yaml"
+    file.write_text("observation:\n  ros__parameters: {wrist: {topic: /camera/exterior_1/image_raw}}\n")
+    with pytest.raises(BringupError, match=r"exterior_1\.topic and wrist\.topic"):
+        bringup.plain_record_command(Settings(params_file=str(file)))
+
+
+def test_the_plain_command_has_the_topics_of_the_recorder():
+    """With its own defaults, and with each file that ships."""
+    from ki_ros.data.recorder.topics import recorded_topics
+    from ki_ros.observation.rig_streams import RigStreams
+
+    executor = bringup._EXECUTOR_TOPICS
+    for config in CONFIGS:
+        streams = RigStreams.from_parameter_file(config)
+        command = bringup.plain_record_command(Settings(params_file=str(config)))
+        assert command[command.index("--topics") + 1 :] == recorded_topics(streams, **executor).names
 
 
 def test_the_fast_dds_profile_is_chosen_unless_there_is_one(monkeypatch):

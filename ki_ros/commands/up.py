@@ -18,7 +18,6 @@ console = Console(stderr=True)
 def up(settings: bringup.Settings) -> int:
     """Runs the graph until Ctrl-C, or until one of its processes ends. Returns the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    record = bringup.record_command(settings)
     with tempfile.TemporaryDirectory(prefix="ki_ros-") as directory:
         graph = Graph(settings, Path(directory), echo=True)
         console.print(
@@ -26,8 +25,6 @@ def up(settings: bringup.Settings) -> int:
         )
         try:
             with graph:
-                if record:
-                    graph.run("recorder", record)
                 graph.wait()
         except GraphError as error:
             console.print(f"[red]{error}[/]; everything has been stopped")

@@ -81,7 +81,8 @@ class Parameters:
     arm_command_topic: str = parameter(_EXECUTOR["arm_command_topic"], "Topic of joint positions for a controller")
     trajectory_topic: str = parameter(_EXECUTOR["trajectory_topic"], "Topic of trajectories for a controller")
     gripper_command_topic: str = parameter(_EXECUTOR["gripper_command_topic"], "Topic of the gripper's commands")
-    extra_topics: list[str] = parameter([], "More topics to record, such as /observation or /tf")
+    # Of an empty list ROS could not tell the type.
+    extra_topics: list[str] = parameter([""], "More topics to record, such as /observation or /tf")
     output: str = parameter("recordings", "Directory below which every episode has one of its own")
     auto_episodes: bool = parameter(
         False, "Without services: an instruction's epoch begins an episode, the next one ends it, outcome unknown"
@@ -145,7 +146,7 @@ class RecorderNode(Node):
         self._disk_warned = False
         self._listener = Listener(self, p.recorded())
         self._instruction_topic = self.resolve_topic_name(topics.INSTRUCTION)
-        self._episode_publisher = self.create_publisher(msg.Episode, topics.EPISODE, topics.LATCHED_QOS)
+        self._episode_publisher = self.create_publisher(msg.Episode, topics.EPISODE, topics.EPISODE_QOS)
         self._set_instruction = self.create_client(srv.SetInstruction, topics.SET_INSTRUCTION)
         self._services = [
             self.create_service(srv.StartEpisode, topics.START_EPISODE, self._on_start),
@@ -185,10 +186,11 @@ class RecorderNode(Node):
         bag = self._bag
         if bag is None or arrival.wall_ns < self._begun_wall:
             return
-        log_time = max(self._listener.time(arrival.wall_ns), bag.start_ns)
-        if log_time < self._newest - _CLOCK_SET_BACK_NS:
+        time_ns = self._listener.time(arrival.wall_ns)
+        if time_ns < self._newest - _CLOCK_SET_BACK_NS:
             self._end(Outcome.UNKNOWN, "the clock was set back")
             return
+        log_time = max(time_ns, bag.start_ns)
         self._newest = max(self._newest, log_time)
         if arrival.lost:
             self._lost[arrival.source.topic] += arrival.lost

@@ -42,6 +42,14 @@ LATCHED_QOS = QoSProfile(
 )
 """The instruction: who joins late receives it too."""
 
+EPISODE_QOS = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=10,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+"""Beginnings and ends of episodes: latched, and deep enough that an end is not pushed out by the next beginning."""
+
 COMMAND_QOS = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
     depth=10,
