@@ -16,6 +16,7 @@ setup(
         ("share/ki_ros", ["package.xml"]),
         ("share/ki_ros/config", glob("config/*.*")),
         ("share/ki_ros/config/train", glob("config/train/*")),
+        ("share/ki_ros/msg", glob("msg/*.msg")),
         ("share/ki_ros/models/ki_tiny", glob("models/ki_tiny/*")),
     ],
     install_requires=[
@@ -32,6 +33,15 @@ setup(
         "tyro>=0.9,<2",
     ],
     extras_require={
+        # Recordings and data sets: rosbag2's formats, LeRobot's tables and videos. mcap ends chunks on demand from 1.6 on.
+        "data": [
+            "av>=12,<17",
+            "lz4>=4,<5",
+            "mcap>=1.6,<2",
+            "pyarrow>=16,<27",
+            "rosbags>=0.11,<0.12",
+            "zstandard>=0.22,<1",
+        ],
         # The MJCF models and meshes come with the gym-hil wheel, which scripts/setup installs without its dependencies.
         "sim": ["matplotlib>=3.8,<4", "mujoco>=3.2,<3.9"],
         "train": ["matplotlib>=3.8,<4", "peft>=0.15,<1", "pydantic>=2.7,<3", "tensorboard>=2.16,<3"],

@@ -59,7 +59,7 @@ def _statistics(name: str, rows: np.ndarray, minimum_range: float) -> dict[str, 
         part = f"joint {index + 1}" if index < NUM_JOINTS else "the gripper"
         raise ValueError(
             f"{name}[{index}], {part}, does not move: its 1 % and 99 % quantiles are both {q01[index]}; add episodes "
-            "in which it moves, or give a minimum_range to normalise it by"
+            "in which it moves, or give a minimum_range (norm_minimum_range of a training) to normalise it by"
         )
     return {
         "mean": rows.mean(axis=0).tolist(),

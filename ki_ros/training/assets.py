@@ -189,7 +189,8 @@ def fast_vocabulary(model: KIConfig, tokenizer: FASTTokenizer) -> FASTVocabulary
 def _write_norm_stats(config: TrainConfig, sources: Sources, file: Path) -> None:
     if config.norm_stats == "data":
         states, actions = sources.train.states_and_actions()
-        file.write_text(json.dumps(compute_norm_stats(states, actions), indent=1) + "\n", encoding="utf-8")
+        computed = compute_norm_stats(states, actions, minimum_range=config.norm_minimum_range)
+        file.write_text(json.dumps(computed, indent=1) + "\n", encoding="utf-8")
         return
     if config.norm_stats == "checkpoint":
         assert config.model.init is not None
