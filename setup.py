@@ -33,7 +33,7 @@ setup(
         "tyro>=0.9,<2",
     ],
     extras_require={
-        # Recordings and data sets: rosbag2's formats, LeRobot's tables and videos. mcap ends chunks on demand from 1.6 on.
+        # rosbag2's formats, LeRobot's tables and videos. mcap ends chunks on demand from 1.6 on.
         "data": [
             "av>=12,<17",
             "lz4>=4,<5",

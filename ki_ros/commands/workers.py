@@ -59,7 +59,7 @@ def spread(
 def _initialise(make: Callable[[], Any]) -> None:
     # The first process decides what Ctrl-C means; the others finish the piece that they are at.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    global _state  # noqa: PLW0603
+    global _state
     _state = make()
 
 

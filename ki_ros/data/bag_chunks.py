@@ -161,8 +161,8 @@ class BagChunks:
         chosen = [self.cache.episodes[number] for number in self.episodes]
         if silent := [episode for episode in chosen if not episode.instruction.strip()]:
             raise CacheError(
-                f"{len(silent)} of {len(chosen)} episodes have no instruction, the first is {silent[0].id!r} of {silent[0].bag}; record "
-                "them with one, or take these bags out of the directory"
+                f"{len(silent)} of {len(chosen)} episodes have no instruction, the first is {silent[0].id!r} of "
+                f"{silent[0].bag}; record them with one, or take these bags out of the directory"
             )
         if other := [episode for episode in chosen if episode.rate != chosen[0].rate]:
             raise CacheError(
@@ -176,8 +176,8 @@ class BagChunks:
             episode, view = lacking[0]
             count = len({id(episode) for episode, _ in lacking})
             raise CacheError(
-                f"{count} of {len(chosen)} episodes lack a view, the first is {episode.id!r} of {episode.bag} without {view.value} (it "
-                f"has {', '.join(has.value for has in episode.views) or 'none'}); leave it out of views, take these "
+                f"{count} of {len(chosen)} episodes lack a view, the first is {episode.id!r} of {episode.bag} without "
+                f"{view.value} (it has {', '.join(has.value for has in episode.views) or 'none'}); leave it out of views, take these "
                 "bags out of the directory, or give missing_views='mask' to train without the views that they lack"
             )
 

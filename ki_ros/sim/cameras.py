@@ -41,8 +41,8 @@ class Mount:
 
 MOUNTS: Mapping[CameraRole, Mount] = MappingProxyType(
     {
-        # Over the robot's left and right shoulder, on stands beside the base, as a DROID rig has them; aimed at the place
-        # where the blocks lie.
+        # Over the robot's left and right shoulder, on stands beside the base, as a DROID rig has them, aimed at
+        # the place where the blocks lie.
         CameraRole.EXTERIOR_1: Mount("world", (0.10, 0.62, 0.66), (0.48, 0.0, 0.08), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
         CameraRole.EXTERIOR_2: Mount("world", (0.10, -0.62, 0.66), (0.48, 0.0, 0.08), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
         # On the gripper's base, 75 mm in front of its axis, the left eye of a stereo pair, pitched towards the fingers.

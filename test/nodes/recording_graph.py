@@ -53,12 +53,8 @@ class Graph:
         self.output = output
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=free_domain())
-        parameters = {
-            "output": str(output),
-            "warn_free_gb": 0.0,
-            "warn_free_minutes": 0.0,
-            "stop_free_gb": 0.0,
-        } | parameters
+        room = {"warn_free_gb": 0.0, "warn_free_minutes": 0.0, "stop_free_gb": 0.0}
+        parameters = {"output": str(output), **room, **parameters}
         overrides = [Parameter(name.replace("__", "."), value=value) for name, value in parameters.items()]
         self.other = Node("other", context=self.context)
         try:

@@ -1,4 +1,4 @@
-"""The recorder node over Fast DDS: what is in a bag, when it begins and ends, and what is said when something is wrong."""
+"""The recorder node over Fast DDS: what is in a bag, when it begins and ends, what is said of what goes wrong."""
 
 from __future__ import annotations
 

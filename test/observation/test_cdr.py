@@ -126,7 +126,7 @@ def test_observation_status_fields(complete, reason, stream, text, ages):
 @pytest.mark.parametrize("text", ["", "a", "ab", "abc", "abcd"])
 def test_an_observation_status_of_before_the_ages(text):
     raw = serialize_message(stamped(ObservationStatus(complete=True, message=text)))
-    # Header with the frame "camera" to 19, complete to 20, two empty strings to 25 and, aligned, to 33; aligned, the text.
+    # Header with the frame "camera" to 19, complete to 20, two empty strings to 25 and, aligned, to 33; then the text.
     end = 4 + 36 + 4 + len(text) + 1
     for padding in range(-end % 4 + 1):
         _is_old_status(raw[:end] + bytes(padding), text)

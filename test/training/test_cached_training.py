@@ -209,7 +209,12 @@ def test_command_trains_on_a_directory_of_bags(tmp_path: Path) -> None:
     for number in range(4):
         record(bags, number)
     file = tiny.write(tmp_path, steps=4)
-    arguments: dict[str, Any] = {"config": file, "bags": bags, "set": ("data.held_out=1", "data.build_workers=1"), "output": None}
+    arguments: dict[str, Any] = {
+        "config": file,
+        "bags": bags,
+        "set": ("data.held_out=1", "data.build_workers=1"),
+        "output": None,
+    }
     assert command(**arguments, resume=False, dry_run=False, json=tmp_path / "out.json") == 0
     assert json.loads((tmp_path / "out.json").read_text())["step"] == 4
     cache = Cache(tmp_path / "bags.cache")

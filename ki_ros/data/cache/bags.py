@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ki_ros.data.actions import CommandTopics
 from ki_ros.data.bag import find_bags
 from ki_ros.data.cache.part import CacheError
 from ki_ros.data.episodes import Episode, read_episodes
@@ -25,7 +26,7 @@ class BagOrigin:
         name: its path below the directory of all bags.
         path: of its directory or its only file.
         fingerprint: SHA-256 of names, sizes and times of its files.
-        parameters: parameter file of the node that observed the rig; None to find the topics in the bag.
+        parameters: parameter file of the graph that it was recorded with; None to find the topics in the bag.
     """
 
     name: str
@@ -35,8 +36,10 @@ class BagOrigin:
 
     def episodes(self) -> list[Episode]:
         """Its episodes. Raises ValueError or OSError for a bag that cannot be read."""
-        streams = None if self.parameters is None else RigStreams.from_parameter_file(self.parameters)
-        return read_episodes(self.path, streams)
+        if self.parameters is None:
+            return read_episodes(self.path)
+        streams, commands = _rig(self.parameters)
+        return read_episodes(self.path, streams, commands=commands)
 
 
 def bag_origins(directory: Path, parameters: Path | None = None) -> list[BagOrigin]:
@@ -44,8 +47,7 @@ def bag_origins(directory: Path, parameters: Path | None = None) -> list[BagOrig
 
     Args:
         directory: of the bags.
-        parameters: parameter file of the observation node that they were recorded with; None to find the topics in the
-            bags.
+        parameters: parameter file of the graph that they were recorded with; None to find the topics in the bags.
 
     Raises:
         CacheError: no directory, or no bag in it.
@@ -66,10 +68,14 @@ def bag_settings(parameters: Path | None = None) -> dict[str, Any]:
     """
     if parameters is None:
         return {"kind": "bags", "streams": None}
-    streams = RigStreams.from_parameter_file(parameters)
+    streams, commands = _rig(parameters)
     plain = {name: value for name, value in vars(streams).items() if name != "cameras"}
     cameras = {role.value: asdict(camera) for role, camera in streams.cameras.items()}
-    return {"kind": "bags", "streams": plain | {"cameras": cameras}}
+    return {"kind": "bags", "streams": plain | {"cameras": cameras}, "commands": asdict(commands)}
+
+
+def _rig(parameters: Path) -> tuple[RigStreams, CommandTopics]:
+    return RigStreams.from_parameter_file(parameters), CommandTopics.from_parameter_file(parameters)
 
 
 def _name(bag: Path, directory: Path) -> str:

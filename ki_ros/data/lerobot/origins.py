@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ki_ros.data.lerobot import layout
 from ki_ros.data.lerobot.errors import LeRobotError
 from ki_ros.data.lerobot.reader import Dataset, LeRobotEpisode, Row
 
@@ -80,7 +81,7 @@ _opened: dict[tuple[Path, str, str], tuple[int, Dataset]] = {}
 def _dataset(directory: Path, preset: str, changes: str) -> Dataset:
     """The dataset, read once in a process: a large one's list of episodes takes seconds."""
     key = (directory, preset, changes)
-    file = directory / "meta" / "info.json"
+    file = directory / layout.INFO_FILE
     state = file.stat().st_mtime_ns if file.is_file() else 0
     if key not in _opened or _opened[key][0] != state:
         _opened.clear()
@@ -89,9 +90,13 @@ def _dataset(directory: Path, preset: str, changes: str) -> Dataset:
 
 
 def _fingerprint(directory: Path, rows: list[Row]) -> str:
-    files = sorted({row.file for row in rows} | {path for row in rows for path, _ in row.videos.values()})
+    files = sorted(
+        {directory / layout.TASKS_FILE}
+        | {row.file for row in rows}
+        | {path for row in rows for path, _ in row.videos.values()}
+    )
     facts: list[Any] = [
-        [row.index, row.task, row.length, row.first, sorted(start for _, start in row.videos.values())] for row in rows
+        [row.index, row.length, row.first, sorted(start for _, start in row.videos.values())] for row in rows
     ]
     for file in files:
         try:

@@ -29,7 +29,6 @@ class Row:
 
     Attributes:
         index: its number.
-        task: what was to be done.
         length: its frames.
         file: its file below `data`, and there the number of its first row.
         first: see `file`.
@@ -38,7 +37,6 @@ class Row:
     """
 
     index: int
-    task: str
     length: int
     file: Path
     first: int
@@ -53,6 +51,7 @@ class Dataset:
         directory: of the dataset.
         features: of its `info.json`.
         rate: frames per second.
+        tasks: instructions by their numbers.
         map: which features are read.
         rows: by episode of the recording, its parts in order: this package's exports have an episode for each segment.
     """
@@ -74,7 +73,8 @@ class Dataset:
         self.rate = float(info["fps"])
         self.map = choose_map(preset, self.features).changed(changes or {}).resolved(self.features)
         self._info = info
-        self.rows = _grouped(self._read_rows(_read_tasks(self.directory)))
+        self.tasks = _read_tasks(self.directory)
+        self.rows = _grouped(self._read_rows())
 
     def __len__(self) -> int:
         """Episodes of recordings."""
@@ -91,9 +91,9 @@ class Dataset:
             raise IndexError(f"episode is {number}; the dataset has 0 to {len(self) - 1}")
         return _read_episode(self, self.rows[number])
 
-    def _read_rows(self, tasks: Mapping[int, str]) -> Iterator[Row]:
+    def _read_rows(self) -> Iterator[Row]:
         keys = {role: name for role, name in self.map.images.items() if self.features[name]["dtype"] == "video"}
-        columns = ["episode_index", "tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index"]
+        columns = ["episode_index", "length", "dataset_from_index", "data/chunk_index", "data/file_index"]
         for name in keys.values():
             columns += [f"videos/{name}/{part}" for part in ("chunk_index", "file_index", "from_timestamp")]
         entries: list[dict[str, Any]] = []
@@ -110,10 +110,8 @@ class Dataset:
         for entry in entries:
             place = FileIndex(entry["data/chunk_index"], entry["data/file_index"])
             begins[place] = min(begins.get(place, entry["dataset_from_index"]), entry["dataset_from_index"])
-        known = set(tasks.values())
         for entry in entries:
             place = FileIndex(entry["data/chunk_index"], entry["data/file_index"])
-            texts = [text for text in entry["tasks"] or () if text in known]
             videos = {}
             for role, name in keys.items():
                 file = FileIndex(entry[f"videos/{name}/chunk_index"], entry[f"videos/{name}/file_index"])
@@ -121,7 +119,6 @@ class Dataset:
                 videos[role] = (path, entry[f"videos/{name}/from_timestamp"])
             yield Row(
                 index=entry["episode_index"],
-                task=texts[0].strip() if texts else "",
                 length=entry["length"],
                 file=self.directory / place.path(self._info["data_path"]),
                 first=entry["dataset_from_index"] - begins[place],
@@ -206,10 +203,15 @@ def _read_tasks(directory: Path) -> dict[int, str]:
     path = directory / layout.TASKS_FILE
     with open_parquet(path) as file:
         table = file.read()
-    texts = next((name for name in ("task", layout.TASK_COLUMN) if name in table.column_names), None)
+    # pandas calls its index as it likes.
+    texts = next((field.name for field in table.schema if _is_text(field.type)), None)
     if texts is None or "task_index" not in table.column_names:
         raise LeRobotError(f"{path} has the columns {table.column_names}; task_index and the task are needed")
     return dict(zip(table["task_index"].to_pylist(), table[texts].to_pylist(), strict=True))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _grouped(rows: Iterator[Row]) -> list[tuple[Row, ...]]:
@@ -234,7 +236,7 @@ def _read_episode(dataset: Dataset, parts: tuple[Row, ...]) -> LeRobotEpisode:
     chosen, features = dataset.map, dataset.features
     single = [name for name in (chosen.success, *chosen.instruction) if name is not None]
     own = [name for name in (layout.IDLE, layout.STAMP) if name in features and parts[0].provenance]
-    columns = [*chosen.state, *chosen.action, *single, *own, "episode_index", "frame_index", "timestamp"]
+    columns = [*chosen.state, *chosen.action, *single, *own, *layout.INDEX_FEATURES]
     tables = [_checked(row, read_rows(row.file, columns, row.first, row.length)) for row in parts]
     table = pa.concat_tables(tables)
     states, targets = vectors(table, chosen.state), vectors(table, chosen.action)
@@ -262,7 +264,7 @@ def _read_episode(dataset: Dataset, parts: tuple[Row, ...]) -> LeRobotEpisode:
     return LeRobotEpisode(
         bag=dataset.directory,
         id=stated.get("episode_id", f"episode_{parts[0].index:06d}"),
-        instruction=next((text for text in texts if text), parts[0].task),
+        instruction=next((text for text in texts if text), "") or _task(dataset, table, where),
         outcome=outcome,
         robot=stated.get("robot", chosen.robot),
         rate=dataset.rate,
@@ -276,6 +278,16 @@ def _read_episode(dataset: Dataset, parts: tuple[Row, ...]) -> LeRobotEpisode:
         _dataset=dataset,
         _parts=parts,
     )
+
+
+def _task(dataset: Dataset, table: pa.Table, where: str) -> str:
+    numbers = np.unique(scalars(table, "task_index")).tolist()
+    tasks = [dataset.tasks.get(number) for number in numbers]
+    if None in tasks:
+        raise LeRobotError(f"{where} has a task_index of {numbers}, which {layout.TASKS_FILE} does not list all")
+    if len(tasks) > 1:
+        raise LeRobotError(f"{where} has several tasks, {tasks}; an episode needs one. Leave it out, or split it")
+    return str(tasks[0]).strip()
 
 
 def _checked(row: Row, table: pa.Table) -> pa.Table:

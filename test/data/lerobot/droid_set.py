@@ -74,7 +74,10 @@ def write(directory: Path, **changes: Any) -> Path:
         "index": np.arange(count),
         "task_index": [tasks.index(TEXTS[e][0]) for e in episode],
     }
-    for name, kind in (("timestamp", "float32"), *((n, "int64") for n in ("frame_index", "episode_index", "index"))):
+    for name, kind in (
+        ("timestamp", "float32"),
+        *((n, "int64") for n in ("frame_index", "episode_index", "index", "task_index")),
+    ):
         features[name] = {"dtype": kind, "shape": [1]}
     info = {
         "codebase_version": "v3.0",

@@ -290,6 +290,22 @@ def test_rows_of_another_episode_are_not_taken(copy):
         Dataset(copy).episode(0)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ([1] * 8 + [0], r"has several tasks, \['put the marker in the pot', ''\]"),
+        ([7] * 9, r"has a task_index of \[7\], which"),
+    ],
+)
+def test_an_episode_has_one_task(numbers, message, copy):
+    file = copy / "data/chunk-000/file-001.parquet"
+    table = pq.read_table(file)
+    index = table.column_names.index("task_index")
+    pq.write_table(table.set_column(index, "task_index", pa.array(numbers)), file)
+    with pytest.raises(LeRobotError, match=message):
+        Dataset(copy).episode(2)
+
+
 def test_values_that_are_not_finite_are_refused(copy):
     file = copy / "data/chunk-000/file-001.parquet"
     table = pq.read_table(file)
