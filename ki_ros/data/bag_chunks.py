@@ -47,6 +47,7 @@ class BagChunks:
         drop_idle: bool = True,
         episodes: Sequence[int] | None = None,
         missing_views: Literal["refuse", "mask"] = "refuse",
+        instruction: str = "",
     ) -> None:
         """Chooses episodes and steps.
 
@@ -60,6 +61,7 @@ class BagChunks:
             episodes: numbers of episodes in the cache to choose from; all when None.
             missing_views: what to do with episodes that have no pictures of one of `views`: refuse them, or leave that
                 view out of their samples.
+            instruction: of episodes that have none of their own; empty to refuse them.
 
         Raises:
             ValueError: a horizon below 1; an unknown action space, view, outcome or `missing_views`, or one twice; an
@@ -76,6 +78,7 @@ class BagChunks:
         self._action_space = ActionSpace.parse(action_space)
         self.views = _parse_views(views)
         self.episodes = select_episodes(cache, outcomes, episodes)
+        self._instruction = instruction
         self._refuse_unusable(missing_views)
         chosen = [cache.episodes[number] for number in self.episodes]
         rows = np.concatenate([np.arange(episode.first, episode.first + episode.length) for episode in chosen])
@@ -100,6 +103,7 @@ class BagChunks:
             "action_space": self._action_space.value,
             "views": [view.value for view in self.views],
             "episodes": [self.cache.episodes[number].digest for number in self.episodes],
+            "instructions": [self._instruction_of(self.cache.episodes[number]) for number in self.episodes],
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         first = {number: self.cache.episodes[number].first for number in self.episodes}
@@ -142,7 +146,7 @@ class BagChunks:
         return Sample(
             views={view: self.cache.view(step, view) for view in self.views if view in episode.views},
             state=self.cache.states[step].copy(),
-            instruction=episode.instruction,
+            instruction=self._instruction_of(episode),
             actions=self._actions(steps, end),
             action_mask=steps < end,
         )
@@ -157,9 +161,12 @@ class BagChunks:
             actions[..., :NUM_JOINTS] = np.where((steps <= last)[..., None], moved, 0.0)
         return actions
 
+    def _instruction_of(self, episode: CachedEpisode) -> str:
+        return episode.instruction if episode.instruction.strip() else self._instruction
+
     def _refuse_unusable(self, missing_views: str) -> None:
         chosen = [self.cache.episodes[number] for number in self.episodes]
-        if silent := [episode for episode in chosen if not episode.instruction.strip()]:
+        if silent := [episode for episode in chosen if not self._instruction_of(episode).strip()]:
             raise CacheError(
                 f"{len(silent)} of {len(chosen)} episodes have no instruction, the first is {silent[0].id!r} of "
                 f"{silent[0].bag}; record them with one, or take these bags out of the directory"
@@ -177,7 +184,8 @@ class BagChunks:
             count = len({id(episode) for episode, _ in lacking})
             raise CacheError(
                 f"{count} of {len(chosen)} episodes lack a view, the first is {episode.id!r} of {episode.bag} without "
-                f"{view.value} (it has {', '.join(has.value for has in episode.views) or 'none'}); leave it out of views, take these "
+                f"{view.value} (it has {', '.join(has.value for has in episode.views) or 'none'}); "
+                "leave it out of views, take these "
                 "bags out of the directory, or give missing_views='mask' to train without the views that they lack"
             )
 
