@@ -226,6 +226,8 @@ def record(work: Path, count: int, seconds: float) -> Path:
                 bag.add_topic(topic, "sensor_msgs/msg/CompressedImage")
             for topic in (JOINTS, GRIPPER, COMMANDS):
                 bag.add_topic(topic, "sensor_msgs/msg/JointState")
+            bag.add_topic("/instruction", "std_msgs/msg/String")
+            bag.write("/instruction", SECOND, encode.string("reach the red block"))
             joints = np.zeros(7)
             for tick in range(round(seconds * 100)):
                 now = SECOND + tick * SECOND // 100
@@ -262,7 +264,7 @@ class BagSamples:
         # As far back as a sample may be old.
         newest: dict[str, bytes] = {}
         for _, channel, message in reader.iter_messages(
-            topics=[*CAMERAS.values(), JOINTS, GRIPPER], start_time=now - SECOND * 15 // 100, end_time=now + 1
+            topics=[*CAMERAS.values(), JOINTS, GRIPPER], starting_at=now - SECOND * 15 // 100, ending_at=now
         ):
             newest[channel.topic] = message.data
         views = {}
@@ -273,7 +275,7 @@ class BagSamples:
         state[7] = gripper_closedness(cdr.read_joint_state(newest[GRIPPER]).positions[0])
         times, sent = [], []
         for _, _, message in reader.iter_messages(
-            topics=[COMMANDS], start_time=now, end_time=now + round(HORIZON * SECOND / RATE) + 1
+            topics=[COMMANDS], starting_at=now, ending_at=now + round(HORIZON * SECOND / RATE)
         ):
             times.append(message.log_time)
             sent.append(cdr.read_joint_state(message.data).positions)

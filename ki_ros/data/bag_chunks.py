@@ -184,9 +184,9 @@ class BagChunks:
             count = len({id(episode) for episode, _ in lacking})
             raise CacheError(
                 f"{count} of {len(chosen)} episodes lack a view, the first is {episode.id!r} of {episode.bag} without "
-                f"{view.value} (it has {', '.join(has.value for has in episode.views) or 'none'}); "
-                "leave it out of views, take these "
-                "bags out of the directory, or give missing_views='mask' to train without the views that they lack"
+                f"{view.value} (it has {', '.join(has.value for has in episode.views) or 'none'}); leave it out of "
+                "views, take these bags out of the directory, or give missing_views='mask' to train without the views "
+                "that they lack"
             )
 
 

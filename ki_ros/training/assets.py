@@ -118,6 +118,7 @@ def _cached_sources(data: CachedData, model: KIConfig) -> Sources:
             drop_idle=data.drop_idle,
             episodes=episodes,
             missing_views=data.missing_views,
+            instruction=data.instruction,
         )
 
     train, held_out = split_episodes(cache, select_episodes(cache, data.outcomes), data.held_out)

@@ -104,6 +104,7 @@ class CachedData:
         views: cameras to train with; none for training on states alone.
         missing_views: whether an episode without one of the views is refused, or trained on without it.
         action_space: what actions are derived in; the model's must be the same.
+        instruction: of episodes that were recorded without one; empty to refuse them.
         encoding: of the cache's pictures; raw ones are exact and larger.
         quality: of JPEG, 1 to 100.
         build_workers: processes that make the cache; one for each core when None.
@@ -119,6 +120,7 @@ class CachedData:
     views: tuple[CameraRole, ...] = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
     missing_views: Literal["refuse", "mask"] = "refuse"
     action_space: ActionSpace = ActionSpace.JOINT_VELOCITY
+    instruction: str = ""
     encoding: Literal["jpeg", "raw"] = "jpeg"
     quality: int = 95
     build_workers: int | None = None

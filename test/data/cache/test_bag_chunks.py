@@ -270,6 +270,13 @@ def test_missing_views_are_left_out_on_request(tmp_path):
     assert [set(source[index].views) for index in (4, 5)] == [set(VIEWS), {WRIST}]
 
 
+def test_episodes_without_an_instruction_get_the_given_one(tmp_path):
+    cache = cached(tmp_path, made("plain", 5, 1), made("silent", 5, 2, instruction=""))
+    source, other = (BagChunks(cache, action_space=VELOCITY, instruction=text) for text in ("push it", "pull it"))
+    assert [source[index].instruction for index in (4, 5)] == ["reach the red block", "push it"]
+    assert source.fingerprint != other.fingerprint
+
+
 def test_an_index_out_of_range_is_named(cache):
     source = BagChunks(cache, action_space=VELOCITY, episodes=[0])
     for index in (-1, 20):
