@@ -37,6 +37,7 @@ setup(
         "data": [
             "av>=12,<17",
             "lz4>=4,<5",
+            "matplotlib>=3.8,<4",
             "mcap>=1.6,<2",
             "pyarrow>=16,<27",
             "rosbags>=0.11,<0.12",
