@@ -136,6 +136,16 @@ def test_episodes_without_an_instruction_are_not_cached(droid, tmp_path):
     assert [episode.id for episode in Cache(tmp_path).episodes] == ["episode_000000", "episode_000001"]
 
 
+def test_a_damaged_file_costs_the_episodes_beside_it_and_no_others(copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(origins, "GROUP", 1)
+    (copy / "videos/observation.images.wrist_left/chunk-000/file-001.mp4").write_bytes(b"")
+    report = build_cache(lerobot_origins(copy), tmp_path / "cache", Storage("raw", settings=lerobot_settings(copy)))
+    assert report.added == ("episodes 000000-000000",)
+    assert "file-001.mp4 cannot be decoded" in report.refused["episodes 000001-000001"]
+    assert "no episode has an instruction" in report.refused["episodes 000002-000002"]
+    assert [episode.id for episode in Cache(tmp_path / "cache").episodes] == ["episode_000000"]
+
+
 def test_other_features_are_another_cache(droid, tmp_path):
     build_cache(lerobot_origins(droid), tmp_path, Storage("raw", settings=lerobot_settings(droid)))
     other = Storage("raw", settings=lerobot_settings(droid, "droid_velocity"))
