@@ -252,6 +252,8 @@ class Export:
     """Cameras; left out: those of the first episode."""
     outcomes: tuple[Literal["success", "failure", "unknown"], ...] = ("success", "failure", "unknown")
     """Of the episodes to write."""
+    instruction: str = ""
+    """Of episodes that were recorded without one; empty: they are refused."""
     parameters: Path | None = None
     """Parameter file of the graph that bags were recorded with; left out: topics are found in the bags."""
     json: Path | None = None

@@ -28,6 +28,7 @@ def export_lerobot(
     action_space: Literal["joint_position", "joint_velocity"],
     views: tuple[str, ...],
     outcomes: tuple[str, ...],
+    instruction: str,
     parameters: Path | None,
     json: Path | None,
 ) -> int:
@@ -45,6 +46,7 @@ def export_lerobot(
         quality=quality,
         views=tuple(CameraRole(view) for view in views) or None,
         outcomes=outcomes,
+        instruction=instruction,
     )
     origins = open_source(source, parameters)
     columns = (

@@ -41,6 +41,7 @@ class ExportOptions:
         quality: their constant rate factor, lower is better; None for `QUALITY` of the codec.
         views: cameras; None for those of the first episode. Each episode must have them all.
         outcomes: of the episodes to write.
+        instruction: of episodes that were recorded without one; empty to refuse them.
     """
 
     action_space: ActionSpace = ActionSpace.JOINT_POSITION
@@ -49,6 +50,7 @@ class ExportOptions:
     quality: int | None = None
     views: tuple[CameraRole, ...] | None = None
     outcomes: Sequence[str] = OUTCOMES
+    instruction: str = ""
 
     def __post_init__(self) -> None:
         if self.images not in ("video", "png"):
@@ -140,10 +142,13 @@ def export_dataset(
                     first = first or episode
                     roles = writer.roles if writer else options.views or tuple(r for r in CameraRole if r in head)
                     _require_like(episode, first, head, roles)
+                    task = episode.instruction.strip() or options.instruction.strip()
+                    if not task:
+                        raise LeRobotError(f"{_name(episode)} has no instruction; give one for those, or leave it out")
                     if writer is None:
                         sizes = {role: (head[role].shape[0], head[role].shape[1]) for role in roles}
                         writer = _writer(directory, sizes, round(episode.rate), options)
-                    _add(writer, episode, chain([head], pictures), options.action_space)
+                    _add(writer, episode, task, chain([head], pictures), options.action_space)
                     report.recorded += 1
                     if episode.damage:
                         report.damaged[_name(episode)] = [str(damage) for damage in episode.damage]
@@ -219,8 +224,6 @@ def _require_like(
     views: Mapping[CameraRole, np.ndarray],
     roles: Sequence[CameraRole],
 ) -> None:
-    if not episode.instruction.strip():
-        raise LeRobotError(f"{_name(episode)} has no instruction; LeRobot needs a task. Leave it out")
     if round(episode.rate) != episode.rate or episode.rate < 1:
         raise LeRobotError(f"{_name(episode)} has a rate of {episode.rate} Hz; LeRobot has whole frames per second")
     if episode.rate != first.rate:
@@ -239,6 +242,7 @@ def _require_like(
 def _add(
     writer: DatasetWriter,
     episode: SourceEpisode,
+    task: str,
     pictures: Iterator[Mapping[CameraRole, np.ndarray]],
     action_space: ActionSpace,
 ) -> None:
@@ -256,7 +260,7 @@ def _add(
             "action_source": str(episode.action_source),
         }
         rows = Rows(
-            task=episode.instruction.strip(),
+            task=task,
             states=episode.states[steps],
             actions=values[steps],
             idle=episode.idle[steps],

@@ -212,6 +212,12 @@ def test_views_and_outcomes_are_chosen(tmp_path):
     assert [name for name in rows(tmp_path / "out") if "images" in name] == ["observation.images.wrist"]
 
 
+def test_an_instruction_can_be_given_for_episodes_without_one(tmp_path):
+    given = Made("one"), Made("two", instruction="")
+    export(tmp_path / "out", *given, images="png", instruction="clear the table")
+    assert [row["tasks"] for row in listed(tmp_path / "out")] == [["reach the red block"], ["clear the table"]]
+
+
 @pytest.mark.parametrize(
     ("second", "options", "message"),
     [
