@@ -127,6 +127,8 @@ class SceneRenderer:
             mujoco.mj_kinematics(self._model, self._data)
             mujoco.mj_comPos(self._model, self._data)
             mujoco.mj_camlight(self._model, self._data)
+        # Of several renderers in one thread, each draws in its own context; otherwise a picture stays unwritten memory.
+        self._gl.make_current()
         size = self._sizes[role]
         mujoco.mjv_updateScene(
             self._model,
