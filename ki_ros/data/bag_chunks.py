@@ -33,6 +33,9 @@ class BagChunks:
     With `drop_idle`, of each run of idle steps the first `KEPT_IDLE_STEPS` have samples. The others are still rows of
     the chunks before them: no chunk has a gap.
 
+    With `hold_after_end`, rows past an episode's end are trained on too: holding is what the policy is to do when it
+    is done. Rows past the end of a segment inside an episode never are: the arm went on, but nobody saw how.
+
     A picture is decoded when a sample with it is asked for. Can be pickled: another process opens the cache by itself.
     """
 
@@ -45,6 +48,7 @@ class BagChunks:
         views: tuple[CameraRole, ...] = (CameraRole.EXTERIOR_1, CameraRole.WRIST),
         outcomes: Sequence[str] = ("success",),
         drop_idle: bool = True,
+        hold_after_end: bool = False,
         episodes: Sequence[int] | None = None,
         missing_views: Literal["refuse", "mask"] = "refuse",
         instruction: str = "",
@@ -58,6 +62,7 @@ class BagChunks:
             views: cameras of a sample; none to train on states alone.
             outcomes: of "success", "failure" and "unknown", those of episodes to take.
             drop_idle: whether idle steps are left out, but for the first few.
+            hold_after_end: whether actions past an episode's end count. Right for demonstrations that end at rest.
             episodes: numbers of episodes in the cache to choose from; all when None.
             missing_views: what to do with episodes that have no pictures of one of `views`: refuse them, or leave that
                 view out of their samples.
@@ -89,6 +94,11 @@ class BagChunks:
             kept = np.concatenate([_kept(_segments(cache, episode), _idle(cache, episode)) for episode in chosen])
             rows, ends = rows[kept], ends[kept]
         self._steps, self._ends = rows, ends
+        # Up to where rows of actions count: without a limit where the segment is the episode's last.
+        self._limits = ends.copy()
+        if hold_after_end:
+            self._limits[np.isin(ends, [e.first + e.length for e in chosen])] = np.iinfo(ends.dtype).max
+        self._hold_after_end = hold_after_end
 
     @property
     def action_space(self) -> ActionSpace:
@@ -100,6 +110,7 @@ class BagChunks:
         """SHA-256 of all that decides the samples, pictures too, wherever the cache lies."""
         facts = {
             "horizon": self.horizon,
+            "hold_after_end": self._hold_after_end,
             "action_space": self._action_space.value,
             "views": [view.value for view in self.views],
             "episodes": [self.cache.episodes[number].digest for number in self.episodes],
@@ -125,7 +136,7 @@ class BagChunks:
     def chunks(self) -> tuple[np.ndarray, np.ndarray]:
         """Actions (M, H, 8) float64 and masks (M, H) of all samples, in their order. No picture is decoded."""
         steps = self._steps[:, None] + np.arange(self.horizon)
-        return self._actions(steps, self._ends[:, None]), steps < self._ends[:, None]
+        return self._actions(steps, self._ends[:, None]), steps < self._limits[:, None]
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -148,7 +159,7 @@ class BagChunks:
             state=self.cache.states[step].copy(),
             instruction=self._instruction_of(episode),
             actions=self._actions(steps, end),
-            action_mask=steps < end,
+            action_mask=steps < self._limits[index],
         )
 
     def _actions(self, steps: np.ndarray, ends: np.ndarray | int) -> np.ndarray:

@@ -116,6 +116,7 @@ def _cached_sources(data: CachedData, model: KIConfig) -> Sources:
             views=data.views,
             outcomes=data.outcomes,
             drop_idle=data.drop_idle,
+            hold_after_end=data.hold_after_end,
             episodes=episodes,
             missing_views=data.missing_views,
             instruction=data.instruction,

@@ -101,6 +101,9 @@ class CachedData:
             hash of their ids, so the same ones at every run.
         outcomes: of success, failure and unknown, those of episodes to use.
         drop_idle: whether steps at which nothing happens are left out, but for the first of each pause.
+        hold_after_end: whether holding the arm after an episode's end is trained on, as what a chunk near the end goes
+            on with. Right for demonstrations that end at rest; otherwise actions past the end do not count, and a
+            chunk that reaches there has no FAST tokens.
         views: cameras to train with; none for training on states alone.
         missing_views: whether an episode without one of the views is refused, or trained on without it.
         action_space: what actions are derived in; the model's must be the same.
@@ -117,6 +120,7 @@ class CachedData:
     held_out: float = 0.1
     outcomes: tuple[Literal["success", "failure", "unknown"], ...] = ("success",)
     drop_idle: bool = True
+    hold_after_end: bool = False
     views: tuple[CameraRole, ...] = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
     missing_views: Literal["refuse", "mask"] = "refuse"
     action_space: ActionSpace = ActionSpace.JOINT_VELOCITY
