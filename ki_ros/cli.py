@@ -172,6 +172,8 @@ class Evaluate:
     """Simulated time from an observation to the chunk that answers it [s]."""
     num_steps: int = 10
     """Integration steps of an inference."""
+    backbone: bool = False
+    """Act by the backbone's FAST tokens in place of the action expert."""
     workers: int = 0
     """Processes; 0 for as many as there are processors."""
     json: Path | None = None

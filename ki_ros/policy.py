@@ -239,7 +239,11 @@ class Policy:
             observation, noise=noise, num_steps=self.num_steps, generator=self._generator
         )
         # Public checkpoints pad actions with zeros; the rig's values come first.
-        actions = self.norm_stats.actions.unnormalize(sampled[0, :, :STATE_DIM].cpu().numpy())
+        return self.in_rig_units(sampled[0, :, :STATE_DIM].cpu().numpy())
+
+    def in_rig_units(self, normalised: np.ndarray) -> np.ndarray:
+        """Normalised actions (horizon, 8) as `infer` returns them. Raises PolicyError for one that is not finite."""
+        actions = self.norm_stats.actions.unnormalize(normalised)
         bad = np.argwhere(~np.isfinite(actions))
         if len(bad):
             row, column = bad[0]

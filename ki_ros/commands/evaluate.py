@@ -12,6 +12,7 @@ from rich.table import Table
 from ki_ros.commands.workers import spread
 from ki_ros.files import write_json
 from ki_ros.lockstep.evaluation import Evaluator, Result, episode_seed, summarise
+from ki_ros.lockstep.fast_policy import FASTPolicy
 from ki_ros.policy import Policy
 from ki_ros.sim.tasks import Task
 
@@ -32,6 +33,7 @@ def evaluate(
     replan: int,
     latency: float,
     num_steps: int,
+    backbone: bool,
     workers: int,
     json: Path | None,
 ) -> int:
@@ -46,7 +48,9 @@ def evaluate(
         raise EvaluateError(f"seed is {seed}; give 0 or more")
     if json is not None and json.is_dir():
         raise EvaluateError(f"json is {json}, a directory; give a file")
-    make = partial(_make, checkpoint, preset, seed, replan, latency, num_steps)
+    if backbone and checkpoint is None:
+        raise EvaluateError("backbone is set without a checkpoint; give one that was trained with FAST tokens")
+    make = partial(_make, checkpoint, preset, seed, replan, latency, num_steps, backbone)
     items = [(one, episode_seed(seed, number)) for one in task for number in range(episodes)]
     results: list[Result] = []
     done = 0
@@ -68,6 +72,7 @@ def evaluate(
         "replan": replan,
         "latency": latency,
         "num_steps": num_steps,
+        "backbone": backbone,
     }
     _print(figures)
     if json is not None:
@@ -75,11 +80,14 @@ def evaluate(
     return 0
 
 
-def _make(checkpoint: Path | None, preset: str, seed: int, replan: int, latency: float, num_steps: int) -> Evaluator:
+def _make(
+    checkpoint: Path | None, preset: str, seed: int, replan: int, latency: float, num_steps: int, backbone: bool
+) -> Evaluator:
     policy = Policy.load(
         preset=preset if checkpoint is None else None, checkpoint=checkpoint, seed=seed, threads=1, num_steps=num_steps
     )
-    return Evaluator(policy, replan=replan, latency=latency)
+    acts = FASTPolicy(policy, checkpoint) if backbone and checkpoint is not None else policy
+    return Evaluator(acts, replan=replan, latency=latency)
 
 
 def _run(evaluator: Evaluator, item: tuple[Task, int]) -> Result:
@@ -87,34 +95,35 @@ def _run(evaluator: Evaluator, item: tuple[Task, int]) -> Result:
 
 
 def _print(figures: dict[str, Any]) -> None:
-    table = Table("", "episodes", "success", "95 %", "named block", "95 %", "median s", "closest")
+    table = Table("", "n", "success", "named block", "median", "closest")
     rows = [*figures["tasks"].items(), ("all", figures)]
     if len(figures["tasks"]) == 1:
         rows.pop()
     for name, values in rows:
         table.add_row(name, *_cells(values))
     console.print(table)
-    table = Table("instruction", "episodes", "success", "95 %", "named block", "95 %", "median s", "closest")
+    table = Table("instruction", "n", "success", "named block", "median", "closest")
     for text, values in figures["instructions"].items():
         table.add_row(text, *_cells(values))
     console.print(table)
+    console.print(
+        "in brackets: Wilson's interval of 95 %; named block: the first block that the arm went to is the named one"
+    )
     console.print(
         f"an arm that ignores the instruction goes to the named block in {figures['chance_of_following']:.0%}"
     )
 
 
 def _cells(values: dict[str, Any]) -> list[str]:
-    def interval(name: str) -> str:
-        low, high = values[name]
-        return f"{low:.0%} to {high:.0%}"
+    def share(name: str, interval: str) -> str:
+        low, high = values[interval]
+        return f"{100 * values[name]:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
     seconds = values["seconds_median"]
     return [
         str(values["episodes"]),
-        f"{values['success_rate']:.0%}",
-        interval("success_interval"),
-        f"{values['language_following']:.0%}",
-        interval("language_following_interval"),
-        "" if seconds is None else f"{seconds:.1f}",
+        share("success_rate", "success_interval"),
+        share("language_following", "language_following_interval"),
+        "" if seconds is None else f"{seconds:.1f} s",
         f"{100 * values['closest_median']:.1f} cm",
     ]

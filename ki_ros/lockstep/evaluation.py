@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ki_ros.lockstep.loop import Lockstep
+from ki_ros.lockstep.loop import Lockstep, Observed
 from ki_ros.rig import CONTROL_HZ, ActionSpace, CameraRole
 from ki_ros.sim.kinematics import Kinematics
 from ki_ros.sim.simulated_rig import SimulatedRig
@@ -30,8 +30,8 @@ class Acts(Protocol):
         """Of its actions."""
         ...
 
-    def infer(self, views: dict[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> np.ndarray:
-        """Actions (horizon, 8)."""
+    def infer(self, views: dict[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> np.ndarray | None:
+        """Actions (horizon, 8); None for none."""
         ...
 
 
@@ -48,6 +48,7 @@ class Result:
         closest: least distance of the fingertips from the point above the named block [m].
         interventions: ticks in which the guard changed the command.
         holds: how often the arm was held, by reason.
+        refused: observations that the policy had no actions for.
     """
 
     task: str
@@ -61,6 +62,7 @@ class Result:
     closest: float
     interventions: int
     holds: dict[str, int]
+    refused: int
 
 
 def episode_seed(seed: int, episode: int) -> int:
@@ -94,9 +96,17 @@ class Evaluator:
             referee.look()
             return referee.success
 
+        refused = 0
+
+        def act(observed: Observed) -> np.ndarray | None:
+            nonlocal refused
+            actions = policy.infer(dict(observed.views), observed.state, layout.instruction)
+            refused += actions is None
+            return actions
+
         phase = float(np.random.default_rng((seed, 78)).uniform(0.0, 0.95 / CONTROL_HZ))
         executor = Lockstep(rig, replan=self._replan, latency=self._latency, phase=phase).run(
-            lambda observed: policy.infer(dict(observed.views), observed.state, layout.instruction),
+            act,
             policy.action_space,
             task.seconds,
             watch=watch,
@@ -113,6 +123,7 @@ class Evaluator:
             closest=referee.closest,
             interventions=sum(executor.interventions.values()),
             holds=dict(executor.holds),
+            refused=refused,
         )
 
     def close(self) -> None:

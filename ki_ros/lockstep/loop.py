@@ -82,7 +82,7 @@ class Lockstep:
 
     def run(
         self,
-        act: Callable[[Observed], np.ndarray],
+        act: Callable[[Observed], np.ndarray | None],
         action_space: ActionSpace,
         seconds: float,
         *,
@@ -92,7 +92,8 @@ class Lockstep:
         """Runs for at most that many seconds from the rig's present state.
 
         Args:
-            act: from an observation to actions (horizon, 8), called every `replan` observations.
+            act: from an observation to actions (horizon, 8), called every `replan` observations; None for no chunk, and
+                the arm is held when the last one is exhausted.
             action_space: of those actions.
             seconds: simulated time [s].
             watch: called at every observation; ends the run when it is true.
@@ -139,11 +140,11 @@ class Lockstep:
                     # The joint state that an observation has is the newest that was published.
                     listener.on_observation(now_ns, exposed_ns)
                 if observations % self._replan == 0:
-                    observed = Observed(now_ns, dict(views), _state(rig), command)
-                    chunk = ActionChunk(
-                        now_ns, observations + 1, self._epoch, action_space, 1.0 / CONTROL_HZ, act(observed)
-                    )
-                    waiting.append((ms + self._latency_ms, chunk))
+                    actions = act(Observed(now_ns, dict(views), _state(rig), command))
+                    if actions is not None:
+                        step = 1.0 / CONTROL_HZ
+                        chunk = ActionChunk(now_ns, observations + 1, self._epoch, action_space, step, actions)
+                        waiting.append((ms + self._latency_ms, chunk))
                 observations += 1
             while waiting and waiting[0][0] <= ms:
                 chunk = waiting.pop(0)[1]

@@ -20,7 +20,8 @@ from ki_ros.data.statistics import compute_norm_stats
 from ki_ros.data.subset import Subset
 from ki_ros.model.checkpoint import FAST_DIRECTORY, NORM_STATS_FILE, TOKENIZER_FILE, checkpoint_directory
 from ki_ros.model.config import KIConfig
-from ki_ros.model.fast import FASTTokenizer, FASTVocabulary, TokenizeFASTInputs
+from ki_ros.model.fast import FASTTokenizer, TokenizeFASTInputs
+from ki_ros.model.fast_decoder import fast_vocabulary
 from ki_ros.model.inputs import PolicyInputs
 from ki_ros.model.normalize import NormStats
 from ki_ros.model.tokenizer import PALIGEMMA_SOURCES, PromptTokenizer
@@ -178,13 +179,6 @@ def make_encoder(
         require_views=sources.whole,
         flow_samples=config.flow_samples if training else 1,
         augment=config.augment if training else None,
-    )
-
-
-def fast_vocabulary(model: KIConfig, tokenizer: FASTTokenizer) -> FASTVocabulary:
-    """Where a tokenizer's ids lie in a model's vocabulary."""
-    return FASTVocabulary(
-        backbone_vocab_size=model.language.vocab_size, skip=model.fast_skip_tokens, size=tokenizer.vocab_size
     )
 
 

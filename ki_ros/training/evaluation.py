@@ -6,53 +6,12 @@ from collections.abc import Callable, Iterator
 from itertools import repeat
 
 import torch
-from torch import Tensor
 
-from ki_ros.model.decoding import decode_fast_actions
-from ki_ros.model.fast import FASTDecodeError, FASTTokenizer
+from ki_ros.model.fast_decoder import FASTDecoder
 from ki_ros.model.losses import LossCounts
-from ki_ros.model.model import KIModel
 from ki_ros.rig import STATE_DIM
-from ki_ros.training.assets import fast_vocabulary
 from ki_ros.training.batches import TrainingBatch
 from ki_ros.training.distributed import Parallel, World
-
-
-class FASTDecoder:
-    """Actions as the backbone says them.
-
-    Args:
-        model: whole in this process.
-        tokenizer: of its FAST tokens.
-        max_tokens: most tokens of a chunk, its end included.
-    """
-
-    def __init__(self, model: KIModel, tokenizer: FASTTokenizer, max_tokens: int) -> None:
-        self._model, self._tokenizer, self._max_tokens = model, tokenizer, max_tokens
-        self._vocabulary = fast_vocabulary(model.config, tokenizer)
-
-    def __call__(self, batch: TrainingBatch) -> list[Tensor | None]:
-        """Normalised actions (H, 8) of each row; None where its tokens are malformed."""
-        vocabulary = self._vocabulary
-        rows = decode_fast_actions(
-            self._model,
-            batch.observation,
-            allowed=range(vocabulary.lowest_id, vocabulary.highest_id + 1),
-            eos_id=vocabulary.eos_id,
-            max_tokens=self._max_tokens,
-        )
-        return [self._actions(ids) for ids in rows]
-
-    def _actions(self, ids: list[int]) -> Tensor | None:
-        if ids[-1] != self._vocabulary.eos_id:
-            return None
-        try:
-            tokens = self._vocabulary.from_backbone(ids[:-1])
-            horizon = self._model.config.action_horizon
-            chunk = self._tokenizer.decode(tokens, horizon=horizon, action_dim=STATE_DIM)
-        except FASTDecodeError:
-            return None
-        return torch.from_numpy(chunk).float()
 
 
 def evaluate(
@@ -116,7 +75,7 @@ def evaluate(
             totals["asked"] += float(asked.sum())
         if decoder is not None:
             with autocast():
-                decoded = decoder(batch)
+                decoded = decoder(batch.observation)
             for row, actions in enumerate(decoded):
                 if not bool(mask[row].all()):
                     continue

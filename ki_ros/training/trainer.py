@@ -23,6 +23,7 @@ from ki_ros.files import write_json
 from ki_ros.model.checkpoint import FAST_DIRECTORY
 from ki_ros.model.config import KIConfig
 from ki_ros.model.fast import FASTTokenizer
+from ki_ros.model.fast_decoder import FASTDecoder
 from ki_ros.model.losses import LossCounts
 from ki_ros.model.model import KIModel
 from ki_ros.training.assets import Sources, make_encoder, open_sources, prepare_assets
@@ -32,7 +33,7 @@ from ki_ros.training.config import TrainConfig, TrainConfigError
 from ki_ros.training.curves import draw_curves
 from ki_ros.training.distributed import Parallel, World, world
 from ki_ros.training.ema import EMA
-from ki_ros.training.evaluation import FASTDecoder, evaluate
+from ki_ros.training.evaluation import evaluate
 from ki_ros.training.metrics import MetricsLog
 from ki_ros.training.optimizer import clip_sides, make_optimizer, set_learning_rate, trained_parameters
 from ki_ros.training.schedule import learning_rate

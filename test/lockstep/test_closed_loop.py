@@ -3,7 +3,9 @@ import pytest
 from scipy.stats import binomtest
 
 from ki_ros.lockstep.evaluation import Evaluator, Result, episode_seed, summarise, wilson
+from ki_ros.lockstep.fast_policy import FASTPolicy
 from ki_ros.lockstep.loop import Lockstep
+from ki_ros.policy import Policy, PolicyError
 from ki_ros.rig import RESET_JOINT_POSITIONS, ActionSpace
 from ki_ros.sim.expert import Expert
 from ki_ros.sim.kinematics import Kinematics
@@ -22,7 +24,7 @@ def test_without_trials_everything_is_possible():
 
 
 def result(task, instruction, success, followed):
-    return Result(task, 0, instruction, "red", success, 1.0 if success else None, None, followed, 0.1, 0, {})
+    return Result(task, 0, instruction, "red", success, 1.0 if success else None, None, followed, 0.1, 0, {}, 0)
 
 
 def test_figures_are_counted_per_task_and_instruction():
@@ -65,6 +67,32 @@ def test_a_policy_that_stays_has_no_success_and_goes_nowhere():
     assert outcome.went_to is None
     assert not outcome.followed
     assert outcome.closest > 0.1
+
+
+class Silent(Still):
+    """A policy that has one chunk, and then none."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def infer(self, views, state, instruction):
+        self.calls += 1
+        return super().infer(views, state, instruction) if self.calls == 1 else None
+
+
+def test_a_policy_without_actions_is_counted_and_the_arm_is_held():
+    policy = Silent()
+    evaluator = Evaluator(policy)
+    outcome = evaluator.run(Task.REACH, episode_seed(7, 0))
+    evaluator.close()
+    assert outcome.refused == policy.calls - 1 > 10
+    assert outcome.holds.keys() - {"waiting_for_chunk"}
+    assert not outcome.success
+
+
+def test_a_backbone_acts_only_with_the_tokenizer_that_it_was_trained_with(tmp_path):
+    with pytest.raises(PolicyError, match="fast is not there; give a checkpoint that was trained with FAST tokens"):
+        FASTPolicy(Policy.load(preset="ki_tiny", threads=1), tmp_path)
 
 
 @pytest.fixture(scope="module")
