@@ -7,6 +7,7 @@ commands. What it decides and why is in `ki_ros.execution`; this node carries me
 from __future__ import annotations
 
 import array
+import math
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -145,6 +146,8 @@ class ExecutorNode(Node):
         self._foreign: Counter[str] = Counter()
         self._last_refusal = ""
         self._last_tick: execution.Tick | None = None
+        self._said: tuple[State, Reason] = (State.DISABLED, Reason.NONE)
+        self._said_at = {"interruption": -math.inf, "other": -math.inf}
         self._intervals: deque[float] = deque(maxlen=1000)
         self._wall_intervals: deque[float] = deque(maxlen=1000)
         self._last_tick_ns: int | None = None
@@ -315,7 +318,7 @@ class ExecutorNode(Node):
             self._intervals.append((now_ns - self._last_tick_ns) / stamps.NANOSECONDS)
             self._wall_intervals.append(wall - self._last_tick_wall)
         self._last_tick_ns, self._last_tick_wall = now_ns, wall
-        self._log_change(tick)
+        self._log_change(wall, tick)
         self._last_tick = tick
 
     def _publish_command(self, stamp, tick: execution.Tick) -> None:
@@ -339,17 +342,24 @@ class ExecutorNode(Node):
         message.header.stamp = stamp
         self._status_publisher.publish(message)
 
-    def _log_change(self, tick: execution.Tick) -> None:
-        last = self._last_tick
-        if last is not None and (last.state, last.reason) == (tick.state, tick.reason):
+    def _log_change(self, wall: float, tick: execution.Tick) -> None:
+        """Says what the state has become, each kind of change once a second at most.
+
+        What comes sooner after the last line is said when that second is over, if it still is so: a state that lasts
+        is always said.
+        """
+        kind = "interruption" if self._said[0] is State.EXECUTING else "other"
+        lost = tick.reason is Reason.TRACKING_LOST
+        if (tick.state, tick.reason) == self._said or (wall - self._said_at[kind] < 1.0 and not lost):
             return
+        self._said, self._said_at[kind] = (tick.state, tick.reason), wall
         text = f"{tick.state.name.lower()} {tick.reason.value}".strip()
-        if tick.reason is Reason.TRACKING_LOST:
+        if lost:
             self.get_logger().error(f"{text}: the arm is not where it was commanded; check it, then enable again")
-        elif last is not None and last.state is State.EXECUTING:
-            self.get_logger().warning(text, throttle_duration_sec=1.0)
+        elif kind == "interruption":
+            self.get_logger().warning(text)
         else:
-            self.get_logger().info(text, throttle_duration_sec=1.0)
+            self.get_logger().info(text)
 
     # Reports
 

@@ -320,6 +320,22 @@ def test_faults_hold_in_time(running):
     assert all(seconds <= 0.3 for seconds in times.values()), times
 
 
+def test_a_state_that_lasts_is_logged(graph, capfd):
+    """However soon it comes after another, though a state that flickers gives no more than a line a second."""
+    g = graph(enabled_at_start=True, instruction="push")
+    lines: list[str] = []
+
+    def logged(text: str) -> bool:
+        lines.extend(capfd.readouterr().err.splitlines())
+        return any(line.endswith(text) for line in lines)
+
+    g.until(lambda: logged("]: holding waiting_for_chunk"), "the log of holding")
+    g.execute()
+    g.until(lambda: logged("]: executing"), "the log of executing")
+    g.joints_on = False
+    g.until(lambda: logged("]: holding stale_joint_state"), "the log of an interruption")
+
+
 def test_nothing_of_an_old_epoch_moves_the_arm(running):
     g = running
     old = g.epoch
