@@ -45,7 +45,8 @@ _AREA_DISTANCE = (0.12, 0.20)
 _REGION = ((0.40, 0.62), (-0.22, 0.22))
 _START_SPREAD = 0.06
 _SETTLE_SECONDS = 0.1
-_HOVER_STARTS = ((0.36, 0.60), (-0.20, 0.20), (0.16, 0.36))
+_HOVER_STARTS = ((0.36, 0.60), (-0.20, 0.20), (0.12, 0.36))
+_ASIDE, _ABOVE = 0.03, (-0.01, 0.06)
 
 
 class Task(str, enum.Enum):
@@ -121,8 +122,9 @@ def draw_layout(task: Task, seed: int, kinematics: Kinematics, *, anywhere: bool
         task: what is to be done.
         seed: 0 or more.
         kinematics: of the rig.
-        anywhere: whether the arm may start anywhere above the table, as half of the demonstrations do, to show how to
-            go on from there; otherwise it starts near DROID's reset pose.
+        anywhere: whether the arm may start elsewhere, as demonstrations do to show how to go on from there: a third of
+            them near DROID's reset pose, a third anywhere above the table, and a third at a block that is not named, as
+            after another instruction. Otherwise it starts near the reset pose.
     """
     random = np.random.default_rng((seed, list(Task).index(task)))
     colours = [list(scene.BLOCK_COLOURS)[k] for k in random.permutation(len(scene.BLOCK_COLOURS))[:BLOCKS]]
@@ -142,7 +144,10 @@ def draw_layout(task: Task, seed: int, kinematics: Kinematics, *, anywhere: bool
     instruction = str(random.choice(task.phrasings)).format(colour=target)
     start = np.array(RESET_JOINT_POSITIONS) + random.uniform(-_START_SPREAD, _START_SPREAD, NUM_JOINTS)
     above = random.uniform(*zip(*_HOVER_STARTS, strict=True))
-    if anywhere and random.random() < 0.5:
+    if anywhere and (kind := random.random()) < 2 / 3:
+        if kind < 1 / 3:
+            other = blocks[str(random.choice(colours[1:]))]
+            above = np.array([*other[:2], HOVER]) + random.uniform(*zip(*((-_ASIDE, _ASIDE),) * 2, _ABOVE, strict=True))
         start = kinematics.solve(above)
     return Layout(task, seed, blocks, target, instruction, area, start, Variation.draw(random))
 
