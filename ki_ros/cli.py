@@ -21,12 +21,12 @@ class Demo:
     """How long to run, on the simulator's clock [s]."""
     output: Path = Path("out")
     """Directory of the report and of the logs."""
-    instruction: str = "pick up the red block and put it on the blue one"
-    """What to ask of the policy."""
+    instruction: str = ""
+    """What to ask of the policy; empty: to reach each block of the scene in turn."""
     preset: str = ""
-    """Model preset; empty: ki_tiny."""
+    """Model preset; empty: the parameter file's."""
     checkpoint: str = ""
-    """Checkpoint; empty: untrained weights."""
+    """Checkpoint; empty: the parameter file's."""
     params_file: str = ""
     """Parameter file; empty: config/droid_sim.yaml."""
     json: Path | None = None

@@ -9,7 +9,9 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,11 @@ from sensor_msgs.msg import JointState
 
 from ki_ros import bringup, msg, rig
 from ki_ros.commands.processes import Graph
+from ki_ros.commands.reaching import Scene, Spoken
 from ki_ros.commands.rollout import Rollout, figures
 from ki_ros.files import write_atomically, write_json
 from ki_ros.nodes.monitor import Arrival, Monitor
+from ki_ros.sim.tasks import Task
 
 console = Console()
 
@@ -34,6 +38,8 @@ START_SECONDS = 120.0
 
 DEFAULTS = {
     "robot": "panda",
+    "scene": "",
+    "seed": 0,
     "command_rate": 100.0,
     "joint_states_topic": "/joint_states",
     "exterior_1.topic": "/camera/exterior_1/image_raw",
@@ -66,7 +72,7 @@ def demo(
     _isolate()
     output.mkdir(parents=True, exist_ok=True)
     settings = bringup.Settings(sim=True, preset=preset, checkpoint=checkpoint, params_file=params_file)
-    rollout = _run(settings, seconds, output, instruction)
+    rollout = _run(settings, seconds, output, _plan(settings, instruction))
     values = figures(rollout)
     # matplotlib takes seconds to import, and nobody waits for it while the graph runs.
     from ki_ros.commands.report import draw
@@ -83,13 +89,34 @@ def demo(
     return 0
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Instructions, each for an equal share of the time, the colours that they name, and the scene that has them."""
+
+    asks: Sequence[tuple[str, str | None]]
+    scene: Scene | None
+
+
+def _plan(settings: bringup.Settings, instruction: str) -> _Plan:
+    simulator = DEFAULTS | bringup.chosen_parameters(settings, "simulator")
+    scene = None
+    if simulator["scene"]:
+        scene = Scene(Task(simulator["scene"]), simulator["seed"], rig.robot(simulator["robot"]))
+    if instruction:
+        colours = [colour for colour in (scene.layout.blocks if scene else ()) if colour in instruction.split()]
+        return _Plan([(instruction, colours[0] if len(colours) == 1 else None)], scene)
+    if scene is None:
+        raise DemoError("instruction is empty, and the simulator has no scene that names one; give an instruction")
+    return _Plan(scene.instructions(), scene)
+
+
 def _isolate() -> None:
     """Keeps the demonstration off other people's graphs: this machine only, and a domain of its own."""
     os.environ.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randrange(1, 102)))
     os.environ.update(bringup.environment(sim=True))
 
 
-def _run(settings: bringup.Settings, seconds: float, output: Path, instruction: str) -> Rollout:
+def _run(settings: bringup.Settings, seconds: float, output: Path, plan: _Plan) -> Rollout:
     progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
     console.print(f"ROS domain {os.environ['ROS_DOMAIN_ID']}")
     # Checks the settings, before anything reads the parameter file that they name.
@@ -106,24 +133,32 @@ def _run(settings: bringup.Settings, seconds: float, output: Path, instruction: 
                     raise DemoError(f"no {what} within {timeout:g} s{_troubles(monitor)}; see {output / 'logs'}")
                 time.sleep(0.02)
 
+        def ask(instruction: str) -> None:
+            answer = monitor.set_instruction(instruction, timeout=10.0)
+            if not answer.success:
+                raise DemoError(f"the instruction {instruction!r} was refused: {answer.message}")
+
+        def elapsed(until: float) -> bool:
+            progress.update(step, completed=_elapsed(monitor.clock), total=seconds)
+            return _elapsed(monitor.clock) >= until
+
         wait(monitor.first_observation.is_set, "observation", START_SECONDS)
-        answer = monitor.set_instruction(instruction, timeout=10.0)
-        if not answer.success:
-            raise DemoError(f"the instruction {instruction!r} was refused: {answer.message}")
-        wait(monitor.executing.is_set, "action chunk that the arm executes", START_SECONDS)
-
-        def over() -> bool:
-            elapsed = _elapsed(monitor.clock)
-            progress.update(step, completed=elapsed, total=seconds)
-            return elapsed >= seconds
-
+        spoken: list[Spoken] = []
         started = time.monotonic()
-        monitor.recording.set()
-        wait(over, f"{seconds:g} s of simulated time", 30.0 + 30.0 * seconds)
+        for number, (text, colour) in enumerate(plan.asks):
+            ask(text)
+            if number == 0:
+                wait(monitor.executing.is_set, "action chunk that the arm executes", START_SECONDS)
+                started = time.monotonic()
+                monitor.recording.set()
+                wait(lambda: bool(monitor.clock), "simulated time", START_SECONDS)
+            spoken.append(Spoken(monitor.clock[-1].stamp, text, colour))
+            end = seconds * (number + 1) / len(plan.asks)
+            wait(partial(elapsed, end), f"{end:.0f} s of simulated time: {text}", 30.0 + 30.0 * seconds)
         monitor.recording.clear()
         wall_seconds = time.monotonic() - started
         progress.update(step, description="stopping")
-    return _rollout(monitor, settings, instruction, wall_seconds)
+    return _rollout(monitor, settings, plan.scene, spoken, wall_seconds)
 
 
 @contextlib.contextmanager
@@ -166,17 +201,22 @@ def _troubles(monitor: Monitor) -> str:
     return " (" + "; ".join(said) + ")" if said else ""
 
 
-def _rollout(monitor: Monitor, settings: bringup.Settings, instruction: str, wall_seconds: float) -> Rollout:
+def _rollout(
+    monitor: Monitor, settings: bringup.Settings, scene: Scene | None, spoken: list[Spoken], wall_seconds: float
+) -> Rollout:
     executor = DEFAULTS | bringup.chosen_parameters(settings, "executor")
     robot = rig.robot(executor["robot"])
     chunks = [deserialize_message(a.data, msg.ActionChunk) for a in monitor.chunks]
     commands = [deserialize_message(a.data, JointState) for a in monitor.commands]
     states = [deserialize_message(a.data, JointState) for a in monitor.joint_states]
     statuses = [deserialize_message(a.data, msg.ExecutorStatus) for a in monitor.statuses]
+    joint_times = _stamps(monitor.joint_states)
+    joints = _rows([_by_name(state, robot.joint_names, state.position) for state in states], rig.NUM_JOINTS)
     executing = np.array([status.state == msg.ExecutorStatus.EXECUTING for status in statuses], dtype=bool)
     return Rollout(
         robot=robot,
-        instruction=instruction,
+        instruction="; ".join(one.text for one in spoken),
+        reaching=None if scene is None else scene.reaching(joint_times, joints, spoken),
         wall_seconds=wall_seconds,
         clock_seconds=_elapsed(monitor.clock),
         observation_times=_stamps(monitor.observations),
@@ -186,8 +226,8 @@ def _rollout(monitor: Monitor, settings: bringup.Settings, instruction: str, wal
         inference_ms=np.array([chunk.inference_time * 1e3 for chunk in chunks]),
         command_times=_stamps(monitor.commands),
         commands=_rows([command.position for command in commands], rig.STATE_DIM),
-        joint_times=_stamps(monitor.joint_states),
-        joints=_rows([_by_name(state, robot.joint_names, state.position) for state in states], rig.NUM_JOINTS),
+        joint_times=joint_times,
+        joints=joints,
         joint_velocities=_rows(
             [_by_name(state, robot.joint_names, state.velocity) for state in states], rig.NUM_JOINTS
         ),
@@ -233,7 +273,16 @@ def _refused(monitor: Monitor) -> dict[str, int]:
 def _print(values: dict) -> None:
     table = Table(title="ki_ros demo", show_header=False)
     for name, value in values.items():
-        if isinstance(value, dict):
+        if name == "instructions":
+            value = "\n".join(map(_describe, value))
+        elif isinstance(value, dict):
             value = ", ".join(f"{key} {count}" for key, count in value.items()) or "none"
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     console.print(table)
+
+
+def _describe(outcome: dict) -> str:
+    if outcome["closest"] is None:
+        return outcome["instruction"]
+    reached = f"reached after {outcome['seconds']:.1f} s" if outcome["reached"] else "not reached"
+    return f"{outcome['instruction']}: {reached}, closest {100 * outcome['closest']:.1f} cm"

@@ -7,8 +7,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from ki_ros.commands.reaching import Reaching
 from ki_ros.commands.rollout import Rollout, figures
 from ki_ros.rig import NUM_JOINTS
+from ki_ros.sim.scene import BLOCK_COLOURS
+from ki_ros.sim.tasks import REACHED
 
 matplotlib.use("Agg")
 
@@ -21,18 +24,21 @@ FRAMES = 8
 def draw(rollout: Rollout, path: Path) -> None:
     """Writes the picture as PNG."""
     start = rollout.command_times[0] if len(rollout.command_times) else rollout.observation_times[0]
-    figure = plt.figure(figsize=(14, 13), layout="constrained")
-    grid = figure.add_gridspec(5, 1, height_ratios=(2.8, 3, 0.9, 1.1, 1.7))
+    reaching = rollout.reaching
+    figure = plt.figure(figsize=(14, 13 if reaching is None else 15), layout="constrained")
+    grid = figure.add_gridspec(6, 1, height_ratios=(2.8, 0.01 if reaching is None else 1.8, 2.6, 0.7, 1.0, 1.7))
     _cameras(figure, grid[0], rollout, start)
-    joints = figure.add_subplot(grid[1])
+    joints = figure.add_subplot(grid[2])
     _joints(joints, rollout, start)
-    gripper = figure.add_subplot(grid[2], sharex=joints)
+    if reaching is not None:
+        _reaching(figure.add_subplot(grid[1], sharex=joints), reaching, start)
+    gripper = figure.add_subplot(grid[3], sharex=joints)
     gripper.plot(rollout.command_times - start, rollout.commands[:, NUM_JOINTS], color="tab:brown", lw=1)
     gripper.set(ylabel="gripper\n[rad]", ylim=(-0.05, 0.85))
-    timeline = figure.add_subplot(grid[3], sharex=joints)
+    timeline = figure.add_subplot(grid[4], sharex=joints)
     _chunks(timeline, rollout, start)
     timeline.set_xlabel("time on the graph's clock [s]")
-    bottom = grid[4].subgridspec(1, 3)
+    bottom = grid[5].subgridspec(1, 3)
     _latency(figure.add_subplot(bottom[0]), rollout)
     _intervals(figure.add_subplot(bottom[1]), rollout)
     _table(figure.add_subplot(bottom[2]), rollout)
@@ -65,6 +71,27 @@ def _picture_rows(views: list[np.ndarray]) -> slice:
     """The rows of the views that hold picture rather than padding above and below."""
     used = np.flatnonzero(np.max([view.max(axis=(1, 2)) for view in views], axis=0))
     return slice(used[0], used[-1] + 1) if len(used) else slice(None)
+
+
+def _reaching(axes, reaching: Reaching, start: float) -> None:
+    """Distance to each block in its colour; the named one's is wide while it is named."""
+    times = reaching.times - start
+    for colour, distances in reaching.distances.items():
+        axes.plot(times, 100 * distances, color=BLOCK_COLOURS[colour], lw=1, alpha=0.6)
+    changes = [spoken.time - start for spoken in reaching.spoken] + [times[-1] if len(times) else 0.0]
+    for spoken, outcome, begin, end in zip(
+        reaching.spoken, reaching.outcomes(), changes[:-1], changes[1:], strict=True
+    ):
+        axes.axvline(begin, color="black", lw=0.8)
+        said = f"“{spoken.text}”" + (f"\nreached after {outcome['seconds']:.1f} s" if outcome["reached"] else "")
+        axes.text(begin, 1.02, said, fontsize=9, va="bottom", transform=axes.get_xaxis_transform())
+        if spoken.colour is not None:
+            named = (times >= begin) & (times < end)
+            distances = reaching.distances[spoken.colour]
+            axes.plot(times[named], 100 * distances[named], color=BLOCK_COLOURS[spoken.colour], lw=3.5)
+    axes.axhspan(0, 100 * REACHED, color="tab:green", alpha=0.15)
+    axes.set(ylabel="fingertips to the\npoint above a\nblock [cm]", ylim=(0, None))
+    axes.grid(alpha=0.3)
 
 
 def _joints(axes, rollout: Rollout, start: float) -> None:

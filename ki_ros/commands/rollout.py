@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ki_ros.commands.reaching import Reaching
 from ki_ros.rig import NUM_JOINTS, Robot
 
 VELOCITY_TOLERANCE = 1e-3
@@ -23,6 +24,7 @@ class Rollout:
     Attributes:
         robot: the arm.
         instruction: what it was asked to do.
+        reaching: how near it came to the blocks; None where there is no scene of a task.
         wall_seconds: wall-clock time that the run took [s].
         clock_seconds: time that the run took on the graph's clock [s].
         observation_times: (N,) stamps of the observations.
@@ -44,6 +46,7 @@ class Rollout:
 
     robot: Robot
     instruction: str
+    reaching: Reaching | None
     wall_seconds: float
     clock_seconds: float
     observation_times: np.ndarray
@@ -91,6 +94,7 @@ def figures(rollout: Rollout) -> dict[str, Any]:
         "clock_seconds": r.clock_seconds,
         "wall_seconds": r.wall_seconds,
         "instruction": r.instruction,
+        "instructions": [] if r.reaching is None else r.reaching.outcomes(),
         "robot": r.robot.name,
     }
 

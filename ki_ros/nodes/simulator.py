@@ -32,7 +32,9 @@ from ki_ros.nodes.stamps import NANOSECONDS, from_message, to_message
 from ki_ros.nodes.topics import COMMAND_QOS, SENSOR_QOS
 from ki_ros.rig import CameraRole
 from ki_ros.sim import pacing
+from ki_ros.sim.kinematics import Kinematics
 from ki_ros.sim.runner import Runner, RunnerOptions
+from ki_ros.sim.tasks import Layout, Task, draw_layout
 
 _STATE_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.RELIABLE)
 _RESET_SECONDS = 2.0
@@ -77,6 +79,12 @@ class Parameters:
     wrist: WristParameters
     robot: str = parameter("panda", "Whose joint names and limits hold", choices=tuple(rig.ROBOTS))
     seed: int = parameter(0, "Where the blocks lie at the start", low=0)
+    scene: str = parameter(
+        "",
+        "Scene of a simulated task, drawn by the seed: three blocks, the marked area, looks that vary; empty: five "
+        "blocks, scattered",
+        choices=("", *(task.value for task in Task)),
+    )
     camera_rate: float = parameter(15.0, "Images of each camera a second", low=0.1, high=120.0)
     state_rate: float = parameter(200.0, "Joint states a second", low=1.0, high=1000.0)
     clock_rate: float = parameter(200.0, "Messages on /clock a second", low=10.0, high=1000.0)
@@ -126,6 +134,7 @@ class SimulatorNode(Node):
             shadows=p.shadows,
             gl_backend=p.gl_backend,
         )
+        self._layout = self._place_scene(simulated) if p.scene else None
         options = RunnerOptions(
             clock_rate=p.clock_rate,
             state_rate=p.state_rate,
@@ -148,6 +157,14 @@ class SimulatorNode(Node):
             f"simulating a {self._robot.name}: cameras {self._sizes()} at {p.camera_rate:g} Hz, "
             f"joint states at {p.state_rate:g} Hz, seed {p.seed}"
         )
+
+    def _place_scene(self, simulated: sim.SimulatedRig) -> Layout:
+        """Makes the task's scene, before anybody looks at it."""
+        kinematics = Kinematics(simulated.model, self._robot.position_lower, self._robot.position_upper)
+        layout = draw_layout(Task(self._p.scene), self._p.seed, kinematics)
+        layout.place(simulated)
+        self.get_logger().info(f"the scene is that of {layout.instruction!r}")
+        return layout
 
     def destroy_node(self) -> None:
         if self._runner is not None:
@@ -298,13 +315,18 @@ class SimulatorNode(Node):
         self.get_logger().warning(f"refused: {reason}", throttle_duration_sec=1.0)
 
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        layout = self._layout
         try:
-            self._runner.submit(lambda simulated: simulated.reset()).result(_RESET_SECONDS)
+            self._runner.submit(layout.arrange if layout else lambda simulated: simulated.reset()).result(
+                _RESET_SECONDS
+            )
         except Exception as error:
             response.message = f"not reset: {type(error).__name__} {error}".rstrip()
             return response
         response.success = True
-        response.message = "the arm is at its reset pose, the blocks lie elsewhere"
+        response.message = (
+            "arm and blocks are as at the start" if layout else "the arm is at its reset pose, the blocks lie elsewhere"
+        )
         return response
 
     # Reports

@@ -98,7 +98,15 @@ class Layout:
     variation: Variation
 
     def place(self, rig: SimulatedRig) -> None:
-        """Puts the rig into this state."""
+        """Puts the rig into this state, looks and all; a moment passes, in which the blocks come to rest."""
+        self.arrange(rig)
+        rig.place_area(self.area)
+        rig.vary(self.variation)
+        # A stamp of zero, which means none, is never made either.
+        rig.step(_SETTLE_SECONDS)
+
+    def arrange(self, rig: SimulatedRig) -> None:
+        """Puts arm and blocks where they are at the beginning; no time passes, and looks stay as they are."""
         rig.reset(q=self.start)
         for index, colour in enumerate(rig.block_names):
             if colour in self.blocks:
@@ -109,10 +117,6 @@ class Layout:
             else:
                 # On the floor behind the arm, where no camera looks.
                 rig.set_block_pose(colour, np.array([-1.4, 0.1 * index, scene.BLOCK_HALF_SIZE - scene.TABLE_HEIGHT]))
-        rig.place_area(self.area)
-        rig.vary(self.variation)
-        # The blocks come to rest; and a stamp of zero, which means none, is never made.
-        rig.step(_SETTLE_SECONDS)
 
 
 def draw_layout(task: Task, seed: int, kinematics: Kinematics, *, anywhere: bool = False) -> Layout:
