@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ki_ros.commands.report import draw
+from ki_ros.commands.reaching import Reaching, Spoken
 from ki_ros.commands.rollout import Rollout, figures, limit_violations
 from ki_ros.rig import PANDA, RESET_JOINT_POSITIONS
 
@@ -21,6 +22,7 @@ def rollout() -> Rollout:
     return Rollout(
         robot=PANDA,
         instruction="rest",
+        reaching=Reaching(times, {"red": np.linspace(0.3, 0.0, 201)}, [Spoken(0.0, "reach the red block", "red")]),
         wall_seconds=4.0,
         clock_seconds=2.0,
         observation_times=np.arange(31) / 15.0,
@@ -55,6 +57,25 @@ def test_figures(rollout):
     assert values["limit_violations"] == 0
 
 
+def test_a_block_is_reached_when_the_fingertips_stay_near_it_while_it_is_named():
+    times = np.arange(401) / 100.0
+    red = np.full(401, 0.3)
+    red[50:90] = 0.01  # for too short
+    red[150:260] = 0.04  # for long, half of it while green is named
+    green = np.full(401, 0.01)
+    spoken = [
+        Spoken(0.0, "reach the red block", "red"),
+        Spoken(2.0, "reach the green block", "green"),
+        Spoken(3.0, "reach the red block", "red"),
+        Spoken(3.8, "wave", None),
+    ]
+    outcomes = Reaching(times, {"red": red, "green": green}, spoken).outcomes()
+    assert [outcome["instruction"] for outcome in outcomes] == [one.text for one in spoken]
+    assert [outcome["reached"] for outcome in outcomes] == [False, True, False, False]
+    assert outcomes[1]["seconds"] == pytest.approx(0.5, abs=0.02)
+    assert [outcome["closest"] for outcome in outcomes] == [0.01, 0.01, 0.3, None]
+
+
 @pytest.mark.parametrize("field", ["joints", "commands"])
 def test_a_position_beyond_its_limit_is_counted(rollout, field):
     values = getattr(rollout, field).copy()
@@ -87,5 +108,6 @@ def test_a_picture_is_drawn_even_of_nothing(rollout, tmp_path):
         commands=np.zeros((0, 8)),
     )
     draw(empty, tmp_path / "empty.png")
-    for name in ("full.png", "empty.png"):
+    draw(dataclasses.replace(rollout, reaching=None), tmp_path / "without.png")
+    for name in ("full.png", "empty.png", "without.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
