@@ -25,7 +25,7 @@ from ki_ros.model.normalize import NormStats
 from ki_ros.model.observation import Observation
 from ki_ros.model.tokenizer import PALIGEMMA_SOURCES, PromptTokenizer
 from ki_ros.rig import NUM_JOINTS, STATE_DIM, ActionSpace, CameraRole
-from ki_ros.share import find_share
+from ki_ros.share import find_share, locate
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,8 @@ class Policy:
 
         Args:
             preset: name of a configuration. A checkpoint that comes with its own goes by that.
-            checkpoint: safetensors file, or a directory of one; without it the weights are untrained.
+            checkpoint: safetensors file, or a directory of one, `package://ki_ros/models/...` for one that ships;
+                without it the weights are untrained.
             norm_stats: path of `norm_stats.json`; by default beside the checkpoint (openpi's `assets/*/` too), then
                 what ships with the preset.
             tokenizer: path of a sentencepiece model; by default beside the checkpoint, then what ships.
@@ -136,6 +137,7 @@ class Policy:
             if threads < 1:
                 raise PolicyError(f"threads is {threads}; give a positive integer, or None to leave torch's own")
             torch.set_num_threads(threads)
+        checkpoint = None if checkpoint is None else _located(checkpoint)
         directories = _directories(preset, checkpoint)
         config, named = _config(preset, checkpoint)
         if action_space is not None:
@@ -253,6 +255,13 @@ class Policy:
             )
         actions[:, NUM_JOINTS] = actions[:, NUM_JOINTS].clip(0.0, 1.0)
         return actions
+
+
+def _located(checkpoint: str | Path) -> Path:
+    try:
+        return locate(checkpoint)
+    except FileNotFoundError as error:
+        raise PolicyError(f"checkpoint {checkpoint}: {error}") from error
 
 
 def _require_device(device: str) -> None:

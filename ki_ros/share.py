@@ -18,6 +18,20 @@ def share_roots() -> list[Path]:
     return roots
 
 
+PACKAGE = "package://ki_ros/"
+"""What the path of a file that ships begins with, as ROS has it for any package."""
+
+
+def locate(path: str | Path) -> Path:
+    """The path itself; of one such as `package://ki_ros/models/ki_tiny`, the directory that ships.
+
+    Raises:
+        FileNotFoundError: as `find_share`.
+    """
+    text = str(path)
+    return find_share(*text.removeprefix(PACKAGE).split("/")) if text.startswith(PACKAGE) else Path(path)
+
+
 def find_share(*parts: str) -> Path:
     """The directory `parts` of the package, such as ("models", "ki_tiny").
 
