@@ -185,7 +185,7 @@ def test_untrained_weights_are_announced_and_depend_on_the_seed(caplog: pytest.L
 def test_checkpoint_names_its_action_space(tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path, action_space=ActionSpace.JOINT_POSITION)
     assert fresh(directory).action_space is ActionSpace.JOINT_POSITION
-    assert fresh(directory, preset="pi05_droid_ki").config.language.width == 192
+    assert fresh(directory, preset="pi05_droid_ki").config.language == KIConfig.from_preset("ki_tiny").language
     with pytest.raises(PolicyError, match="action_space is 'joint_velocity'"):
         fresh(directory, action_space="joint_velocity")
 

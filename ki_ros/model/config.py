@@ -214,9 +214,9 @@ PRESETS = {
     # The vocabulary is the shipped tokenizer's 1024 pieces, then room for 2048 FAST tokens and the 128 ids kept clear
     # above them.
     "ki_tiny": KIConfig(
-        vision=VisionConfig(width=128, depth=4, heads=4, mlp=512, image_size=224, patch_size=32),
-        language=LanguageConfig(width=192, mlp=768, depth=4, heads=4, kv_heads=1, head_dim=48, vocab_size=3200),
-        expert=ExpertConfig(width=128, mlp=512),
+        vision=VisionConfig(width=128, depth=3, heads=4, mlp=384, image_size=224, patch_size=32),
+        language=LanguageConfig(width=128, mlp=384, depth=4, heads=4, kv_heads=1, head_dim=32, vocab_size=3200),
+        expert=ExpertConfig(width=96, mlp=256),
         action_dim=STATE_DIM,
         action_horizon=15,
         max_token_len=200,
