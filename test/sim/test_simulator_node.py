@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 
 from ki_ros.rig import GRIPPER_JOINT, PANDA, RESET_JOINT_POSITIONS, CameraRole
+from ki_ros.sim.cameras import CameraSize
+from ki_ros.sim.kinematics import Kinematics
+from ki_ros.sim.simulated_rig import SimulatedRig
+from ki_ros.sim.tasks import Task, draw_layout
 
 rclpy = pytest.importorskip("rclpy", reason="rclpy is not installed: run scripts/setup")
 
@@ -281,3 +285,28 @@ def test_it_does_not_run_beside_a_rig():
         context.shutdown()
     assert process.returncode != 0
     assert "'franka_driver' publishes /joint_states too" in process.stdout + process.stderr
+
+
+def test_a_task_s_scene_is_what_it_says_and_what_a_reset_brings_back(domain):
+    layout_rig = SimulatedRig(sizes={role: CameraSize(96, 54) for role in CameraRole})
+    layout = draw_layout(Task.PUSH, 5, Kinematics(layout_rig.model, PANDA.position_lower, PANDA.position_upper))
+    layout.place(layout_rig)
+    expected = {role: layout_rig.render(role) for role in CameraRole}
+    layout_rig.close()
+    simulator = Simulator(domain + 1, *SMALL, "-p", "scene:=push", "-p", "seed:=5")
+    try:
+        simulator.wait_ready()
+        simulator.wait(lambda: all(simulator.images.values()), "pictures")
+        np.testing.assert_allclose(simulator.positions(), layout.start, atol=1e-3)
+        for role, images in simulator.images.items():
+            picture = np.frombuffer(images[0].data, np.uint8).reshape(54, 96, 3)
+            # The first one to arrive may be a moment later than the beginning: nothing moves but what still settles.
+            assert np.mean(np.abs(picture.astype(int) - expected[role]) > 8) < 0.005
+        simulator.arm.publish(Float64MultiArray(data=[*(layout.start + 0.1)]))
+        simulator.wait(lambda: np.abs(simulator.positions() - layout.start).max() > 0.05, "the arm to move")
+        future = simulator.reset.call_async(Trigger.Request())
+        simulator.wait(future.done, "the answer to a reset")
+        assert future.result().success, future.result().message
+        simulator.wait(lambda: np.abs(simulator.positions() - layout.start).max() < 1e-3, "the scene's start pose")
+    finally:
+        simulator.close()
