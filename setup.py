@@ -1,8 +1,16 @@
 """The Python package for pip: a machine without ROS (training, tests) installs the same sources as colcon does."""
 
 from glob import glob
+from pathlib import Path
 
 from setuptools import find_packages, setup
+
+
+def shipped(directory):
+    """A directory's files, and those below it, as they lie below share/ki_ros."""
+    places = [Path(directory), *(path for path in Path(directory).rglob("*") if path.is_dir())]
+    return [(f"share/ki_ros/{place}", [str(file) for file in place.iterdir() if file.is_file()]) for place in places]
+
 
 setup(
     name="ki_ros",
@@ -14,10 +22,9 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/ki_ros"]),
         ("share/ki_ros", ["package.xml"]),
-        ("share/ki_ros/config", glob("config/*.*")),
-        ("share/ki_ros/config/train", glob("config/train/*")),
+        *shipped("config"),
         ("share/ki_ros/msg", glob("msg/*.msg")),
-        ("share/ki_ros/models/ki_tiny", glob("models/ki_tiny/*")),
+        *shipped("models"),
     ],
     install_requires=[
         "numpy>=1.26,<3",

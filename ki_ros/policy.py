@@ -29,6 +29,9 @@ from ki_ros.share import find_share, locate
 
 logger = logging.getLogger(__name__)
 
+_UNTRAINED = "untrained"
+"""Directory of what ships with a preset for weights that are untrained."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -114,8 +117,8 @@ class Policy:
             preset: name of a configuration. A checkpoint that comes with its own goes by that.
             checkpoint: safetensors file, or a directory of one, `package://ki_ros/models/...` for one that ships;
                 without it the weights are untrained.
-            norm_stats: path of `norm_stats.json`; by default beside the checkpoint (openpi's `assets/*/` too), then
-                what ships with the preset.
+            norm_stats: path of `norm_stats.json`; by default beside the checkpoint (openpi's `assets/*/` too). For
+                untrained weights, what ships for them with the preset.
             tokenizer: path of a sentencepiece model; by default beside the checkpoint, then what ships.
             device: torch device.
             dtype: "float32" or "bfloat16", to compute in.
@@ -148,9 +151,10 @@ class Policy:
                     f"{config.action_space.value!r}; leave action_space out"
                 )
             config = replace(config, action_space=action_space)
-        stats_file = (
-            Path(norm_stats) if norm_stats else _find(directories, (NORM_STATS_FILE, "assets/*/norm_stats.json"))
-        )
+        # Statistics of other data than the weights were trained on would scale every action wrongly.
+        places = directories[:1] if checkpoint is not None else [d / _UNTRAINED for d in directories]
+        patterns = (NORM_STATS_FILE, f"assets/*/{NORM_STATS_FILE}")
+        stats_file = Path(norm_stats) if norm_stats else _find(places, patterns)
         if stats_file is None:
             raise PolicyError(
                 f"no {NORM_STATS_FILE} beside {checkpoint or f'preset {preset}'}; give norm_stats, the file that "

@@ -20,7 +20,7 @@ from ki_ros.rig import RESET_JOINT_POSITIONS, ActionSpace, CameraRole
 
 STATE = np.array([*RESET_JOINT_POSITIONS, 0.3])
 SHIPPED = model_directory("ki_tiny")
-STATS = json.loads((SHIPPED / "norm_stats.json").read_text())["norm_stats"]
+STATS = json.loads((SHIPPED / "untrained" / "norm_stats.json").read_text())["norm_stats"]
 
 
 def random_views() -> dict[CameraRole, np.ndarray]:
@@ -48,8 +48,8 @@ def write_checkpoint(directory: Path, **changes: object) -> Path:
             if "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     save_checkpoint(model, directory)
-    for name in ("norm_stats.json", "tokenizer.model"):
-        shutil.copy(SHIPPED / name, directory / name)
+    for file in (SHIPPED / "untrained" / "norm_stats.json", SHIPPED / "tokenizer.model"):
+        shutil.copy(file, directory / file.name)
     return directory
 
 
@@ -225,7 +225,7 @@ def test_public_checkpoint_acts_in_its_first_eight_dimensions(tmp_path: Path) ->
         ({"preset": "ki_tiny", "norm_stats": "/nowhere"}, "/nowhere: cannot be read"),
         ({"preset": "ki_tiny", "base_view": CameraRole.WRIST}, "base_view"),
         ({"preset": "pi05_droid_ki"}, r"norm_stats\.json"),
-        ({"preset": "pi05_droid_ki", "norm_stats": SHIPPED / "norm_stats.json"}, "gs://big_vision/paligemma_tokenizer"),
+        ({"preset": "pi05_droid_ki", "norm_stats": SHIPPED / "untrained" / "norm_stats.json"}, "gs://big_vision/paligemma_tokenizer"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(options: dict, message: str) -> None:

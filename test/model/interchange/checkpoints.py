@@ -35,7 +35,7 @@ def make_tensors(config: KIConfig, *, seed: int = 0, dead: bool = False) -> dict
 
 def norm_stats(length: int = 8) -> dict:
     """Real statistics moved by odd fractions, so that float32 cannot hold them, padded with zeros."""
-    document = json.loads((SHIPPED / "norm_stats.json").read_text())
+    document = json.loads((SHIPPED / "untrained" / "norm_stats.json").read_text())
     for entry in document["norm_stats"].values():
         for name, values in entry.items():
             entry[name] = [value + 1e-9 / 3 for value in values] + [0.0] * (length - len(values))
