@@ -1,10 +1,12 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files and directories so that a reader never sees half of one."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +41,41 @@ def sync_tree(directory: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as indented JSON, atomically."""
     write_atomically(path, lambda file: file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
+
+
+@contextmanager
+def assembled(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A new directory beside `output` that takes its place when the context ends well, and vanishes otherwise.
+
+    With `overwrite`, an older `output` is moved aside before and removed after. A process that is killed leaves at most
+    hidden directories beside it (`.NAME.PID.partial`, `.NAME.PID.replaced`), never half an output.
+
+    Raises:
+        OSError: of the disk, or an `output` that is not empty at the end and is not to be overwritten.
+    """
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial, replaced = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("partial", "replaced"))
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        sync_tree(partial)
+        if overwrite and output.exists() and any(output.iterdir()):
+            _replace(partial, output, replaced)
+        else:
+            partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sync(output.parent)
+
+
+def _replace(partial: Path, output: Path, replaced: Path) -> None:
+    output.rename(replaced)
+    try:
+        partial.rename(output)
+    except BaseException:
+        if not output.exists():
+            replaced.rename(output)
+        raise
+    shutil.rmtree(replaced)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -21,7 +18,7 @@ from ki_ros.data.lerobot.features import Images
 from ki_ros.data.lerobot.mapping import OUTCOMES
 from ki_ros.data.lerobot.video import CODECS, Codec
 from ki_ros.data.lerobot.writer import DatasetWriter, Rows
-from ki_ros.files import sync, sync_tree
+from ki_ros.files import assembled
 from ki_ros.rig import NUM_JOINTS, VELOCITY_TO_DELTA, ActionSpace, CameraRole
 
 ROBOT_TYPE = "franka_droid"
@@ -127,7 +124,7 @@ def export_dataset(
     if output.is_dir() and any(output.iterdir()):
         raise LeRobotError(f"output is {output}, which is not empty; give another path, or remove it")
     report = ExportReport()
-    with _assembled(output.absolute()) as directory:
+    with assembled(output) as directory:
         writer: DatasetWriter | None = None
         first: SourceEpisode | None = None
         progress(ExportProgress(0, len(origins), 0))
@@ -169,25 +166,6 @@ def actions(states: np.ndarray, targets: np.ndarray, action_space: ActionSpace) 
     if action_space is ActionSpace.JOINT_VELOCITY:
         result[:, :NUM_JOINTS] = (targets[:, :NUM_JOINTS] - states[:, :NUM_JOINTS]) / VELOCITY_TO_DELTA
     return result
-
-
-@contextmanager
-def _assembled(output: Path) -> Iterator[Path]:
-    """A new directory beside `output`, absent or empty, that takes its place when the context ends well.
-
-    A process that is killed leaves `.NAME.PID.partial`.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        yield partial
-        sync_tree(partial)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync(output.parent)
 
 
 def _episodes(origin: Origin, report: ExportReport) -> Iterator[SourceEpisode]:

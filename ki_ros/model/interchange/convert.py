@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ki_ros.files import assembled
 from ki_ros.model.checkpoint import (
     CONFIG_FILE,
     FAST_DIRECTORY,
@@ -19,7 +20,7 @@ from ki_ros.model.checkpoint import (
 )
 from ki_ros.model.config import KIConfig
 from ki_ros.model.interchange import lerobot, openpi
-from ki_ros.model.interchange.directory import assembled, require_apart, require_free, require_space
+from ki_ros.model.interchange.directory import require_apart, require_free, require_space
 from ki_ros.model.interchange.documents import encode, read_object
 from ki_ros.model.interchange.errors import InterchangeError
 from ki_ros.model.interchange.foreign import Foreign
@@ -92,7 +93,7 @@ def import_checkpoint(
         foreign.norm_stats, _ = read_norm_stats(foreign.norm_stats_file)
     report = Report(source=source, output=output, layout=layout, assumed=foreign.assumed)
     config = _config(source, foreign, sidecar, preset, action_space, report)
-    with Weights(source, config, dtype) as weights, assembled(output) as directory:
+    with Weights(source, config, dtype) as weights, assembled(output, overwrite=overwrite) as directory:
         (directory / CONFIG_FILE).write_bytes(encode(config.to_dict()))
         _write_norm_stats(directory, foreign, report)
         _write_tokenizer(source, directory, config, tokenizer, report)
@@ -142,7 +143,7 @@ def export_checkpoint(
     if not stats.is_file():
         raise InterchangeError(f"{stats} does not exist; put the statistics there that the weights were trained with")
     report = Report(source=source, output=output, layout=layout)
-    with Weights(source, config, dtype) as weights, assembled(output) as directory:
+    with Weights(source, config, dtype) as weights, assembled(output, overwrite=overwrite) as directory:
         if layout == "lerobot":
             lerobot.write(directory, config, stats, weights.precision)
             prefix = lerobot.PREFIX

@@ -1,15 +1,12 @@
-"""A directory that appears whole or not at all."""
+"""What a conversion asks of the directory that it writes."""
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ki_ros.files import sync, sync_tree
 from ki_ros.model.interchange.errors import InterchangeError
 
 
@@ -58,38 +55,3 @@ def require_space(output: Path, size: int) -> None:
             f"{parent} has {free / 1e9:.2f} GB left, the checkpoint takes {size / 1e9:.2f} GB; free some, or give "
             "another path"
         )
-
-
-@contextmanager
-def assembled(output: Path) -> Iterator[Path]:
-    """A new directory beside `output` that takes its place when the context ends well, and vanishes otherwise.
-
-    An older `output` is moved aside before and removed after. A process that is killed leaves at most hidden
-    directories beside it (`.NAME.PID.partial`, `.NAME.PID.replaced`), never half an output.
-    """
-    output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial, replaced = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("partial", "replaced"))
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        yield partial
-        sync_tree(partial)
-        _replace(partial, output, replaced)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync(output.parent)
-
-
-def _replace(partial: Path, output: Path, replaced: Path) -> None:
-    if not output.exists() or not any(output.iterdir()):
-        partial.rename(output)
-        return
-    output.rename(replaced)
-    try:
-        partial.rename(output)
-    except BaseException:
-        if not output.exists():
-            replaced.rename(output)
-        raise
-    shutil.rmtree(replaced)
