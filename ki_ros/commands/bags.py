@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ki_ros.commands.progress import progress_bar
 from ki_ros.data.actions import CommandTopics
 from ki_ros.data.bag import find_bags
 from ki_ros.data.check import BagCheck, EpisodeFigures, StreamFigures, Verdict, as_json, check_bag
@@ -52,8 +52,7 @@ def check_bags(
     verdicts: Counter[Verdict] = Counter()
     unread: list[str] = []
     rows = []
-    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with progress_bar("checking", "", Console(stderr=True), transient=True) as bar:
         for bag in bar.track(bags):
             check = check_bag(bag, streams, commands)
             name = _name(bag, directory)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ki_ros.commands.progress import progress_bar
 from ki_ros.data.cache import Cache, CacheError
 from ki_ros.data.cache.bags import bag_origins, bag_settings
 from ki_ros.data.cache.build import BuildProgress, BuildReport, CachePlan
@@ -69,16 +69,7 @@ def build_with_progress(plan: CachePlan, shown: Console) -> BuildReport:
     Raises:
         ValueError, OSError: as `build_cache`.
     """
-    columns = (
-        TextColumn("reading"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[steps]:,} steps"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=shown, transient=True) as bar:
+    with progress_bar("reading", "{task.fields[steps]:,} steps", shown, transient=True) as bar:
         task = bar.add_task("", total=None, steps=0)
 
         def show(progress: BuildProgress) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ki_ros.commands.progress import progress_bar
 from ki_ros.data.lerobot import ExportOptions, ExportProgress, ExportReport, LeRobotError, export_dataset
 from ki_ros.data.lerobot.features import Images
 from ki_ros.data.lerobot.source import open_source
@@ -49,16 +49,7 @@ def export_lerobot(
         instruction=instruction,
     )
     origins = open_source(source, parameters)
-    columns = (
-        TextColumn("exporting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[frames]:,} frames"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with progress_bar("exporting", "{task.fields[frames]:,} frames", console, transient=True) as bar:
         task = bar.add_task("", total=None, frames=0)
 
         def show(progress: ExportProgress) -> None:

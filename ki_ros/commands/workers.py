@@ -10,7 +10,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ki_ros.commands.progress import progress_bar
 
 T = TypeVar("T")
 
@@ -39,15 +40,13 @@ def spread(
         describe: of the last result, beside the bar.
     """
     count = min(workers or os.cpu_count() or 1, max(len(items), 1))
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[last]}"))
-    bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
     # Spawned and not forked: a graphics context and threads of torch do not survive a fork.
     pool = ProcessPoolExecutor(
         count, mp_context=multiprocessing.get_context("spawn"), initializer=_initialise, initargs=(make,)
     )
     try:
-        with bar:
-            task = bar.add_task(title, total=len(items), last="")
+        with progress_bar(title, "{task.fields[last]}", console) as bar:
+            task = bar.add_task("", total=len(items), last="")
             for future in as_completed([pool.submit(_work, work, item) for item in items]):
                 result = future.result()
                 bar.update(task, advance=1, last=describe(result))
