@@ -87,6 +87,8 @@ class Train:
     """Go on from the newest checkpoint in the output."""
     dry_run: bool = False
     """Print what the run needs in memory, for each way to spread it, and allocate nothing."""
+    status: Path | None = None
+    """Keep this file at where the run is, as JSON, for another process to read."""
     json: Path | None = None
     """Write the figures to this file too."""
 
@@ -327,6 +329,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(command: Command) -> int:
+    json: Path | None = getattr(command, "json", None)
+    if json is not None and json.is_dir():
+        raise ValueError(f"json is {json}, a directory; give a file")
     # Imported here, so that `ki-ros --help` needs neither ROS nor torch.
     if isinstance(command, Demo):
         from ki_ros.commands.demo import demo

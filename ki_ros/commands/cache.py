@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ki_ros.commands.progress import progress_bar
-from ki_ros.data.cache import Cache, CacheError
+from ki_ros.data.cache import Cache
 from ki_ros.data.cache.bags import bag_origins, bag_settings
 from ki_ros.data.cache.build import BuildProgress, BuildReport, CachePlan
 from ki_ros.data.cache.part import Storage
@@ -37,8 +38,6 @@ def cache(
             settings.
         OSError: the cache cannot be written.
     """
-    if json is not None and json.is_dir():
-        raise CacheError(f"json is {json}, a directory; give a file")
     plan = CachePlan(
         origins=bag_origins(bags, parameters),
         directory=output,
@@ -63,8 +62,15 @@ def cache(
     return 0
 
 
-def build_with_progress(plan: CachePlan, shown: Console) -> BuildReport:
+def build_with_progress(
+    plan: CachePlan, shown: Console, progress: Callable[[BuildProgress], None] = lambda _: None
+) -> BuildReport:
     """Brings a cache up to date, with a bar where it takes time, and names what is left out and what is gone.
+
+    Args:
+        plan: of the cache.
+        shown: where the bar is drawn.
+        progress: called with what the bar shows.
 
     Raises:
         ValueError, OSError: as `build_cache`.
@@ -72,8 +78,9 @@ def build_with_progress(plan: CachePlan, shown: Console) -> BuildReport:
     with progress_bar("reading", "{task.fields[steps]:,} steps", shown, transient=True) as bar:
         task = bar.add_task("", total=None, steps=0)
 
-        def show(progress: BuildProgress) -> None:
-            bar.update(task, completed=progress.done, total=progress.total, steps=progress.steps)
+        def show(state: BuildProgress) -> None:
+            bar.update(task, completed=state.done, total=state.total, steps=state.steps)
+            progress(state)
 
         report = plan.build(
             retry_refused=True,

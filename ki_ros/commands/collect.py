@@ -48,17 +48,17 @@ def collect(
     missing = [(task, number) for task, number in wanted if not (output / episode_id(task, number)).is_dir()]
     if len(missing) < len(wanted):
         console.print(f"{len(wanted) - len(missing)} of {len(wanted)} episodes are there already")
-    collected: list[Collected] = []
-    for result in spread(
-        partial(Collector, output, quality),
-        _collect,
-        missing,
-        workers=workers,
-        title="recording",
-        console=console,
-        describe=lambda result: result.id,
-    ):
-        collected.append(result)
+    collected = list(
+        spread(
+            partial(Collector, output, quality),
+            _collect,
+            missing,
+            workers=workers,
+            title="recording",
+            console=console,
+            describe=lambda result: result.id,
+        )
+    )
     figures = {task.value: _figures([c for c in collected if c.id.startswith(f"{task.value}_")]) for task in tasks}
     table = Table("task", "recorded", "succeeded", "seconds")
     for name, values in figures.items():

@@ -46,15 +46,11 @@ def evaluate(
         raise EvaluateError(f"episodes is {episodes}; give at least 1")
     if seed < 0:
         raise EvaluateError(f"seed is {seed}; give 0 or more")
-    if json is not None and json.is_dir():
-        raise EvaluateError(f"json is {json}, a directory; give a file")
     if backbone and checkpoint is None:
         raise EvaluateError("backbone is set without a checkpoint; give one that was trained with FAST tokens")
     make = partial(_make, checkpoint, preset, seed, replan, latency, num_steps, backbone)
     items = [(one, episode_seed(seed, number)) for one in task for number in range(episodes)]
-    results: list[Result] = []
-    done = 0
-    for result in spread(
+    results = spread(
         make,
         _run,
         items,
@@ -62,11 +58,8 @@ def evaluate(
         title="episodes",
         console=console,
         describe=lambda result: f"{result.task}: {'success' if result.success else 'no success'}",
-    ):
-        results.append(result)
-        done += result.success
-    results.sort(key=lambda result: (result.task, result.seed))
-    figures = summarise(results) | {
+    )
+    figures = summarise(sorted(results, key=lambda result: (result.task, result.seed))) | {
         "checkpoint": str(checkpoint or f"{preset} (untrained)"),
         "seed": seed,
         "replan": replan,

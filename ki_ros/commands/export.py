@@ -8,7 +8,7 @@ from typing import Literal
 from rich.console import Console
 
 from ki_ros.commands.progress import progress_bar
-from ki_ros.data.lerobot import ExportOptions, ExportProgress, ExportReport, LeRobotError, export_dataset
+from ki_ros.data.lerobot import ExportOptions, ExportProgress, ExportReport, export_dataset
 from ki_ros.data.lerobot.features import Images
 from ki_ros.data.lerobot.source import open_source
 from ki_ros.data.lerobot.video import Codec
@@ -37,8 +37,6 @@ def export_lerobot(
     Raises:
         ValueError, OSError: as `source.open_source` and `export_dataset`.
     """
-    if json is not None and json.is_dir():
-        raise LeRobotError(f"json is {json}, a directory; give a file")
     options = ExportOptions(
         action_space=ActionSpace.parse(action_space),
         images=images,

@@ -67,8 +67,6 @@ def sweep(*, config: Path, set: tuple[str, ...], output: Path | None, jobs: int,
     """
     if jobs < 1:
         raise SweepError(f"jobs is {jobs}; give at least 1")
-    if json is not None and json.is_dir():
-        raise SweepError(f"json is {json}, a directory; give a file")
     plan = load(config, set, output)
     require_same(plan)
     _require_data(plan)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from ki_ros.commands.cache import build_with_progress
 from ki_ros.commands.memory import show_memory
+from ki_ros.data.cache.build import BuildProgress
 from ki_ros.files import write_json
 from ki_ros.training.cached import cache_plan
 from ki_ros.training.config import CachedData, TrainConfigError, load
+from ki_ros.training.status import Phase, StatusFile
 from ki_ros.training.trainer import train as run
+from ki_ros.variables import die_with_parent
 
 console = Console()
 
@@ -26,26 +32,48 @@ def train(
     resume: bool,
     dry_run: bool,
     json: Path | None,
+    status: Path | None = None,
 ) -> int:
     """Trains, or says what it would need; returns the exit status. Arguments as in `ki_ros.cli.Train`.
 
     Raises:
         ValueError, OSError, RuntimeError: see `ki_ros.training.trainer.train`.
     """
-    overrides = [*set, *([f"output={output}"] if output is not None else [])]
+    die_with_parent()
+    state = StatusFile(status if _is_main() else None)
+    with _how_it_ends(state), _terminated_as_interrupted():
+        return _train(config, bags, set, output, resume, dry_run, json, state)
+
+
+def _train(
+    config: Path,
+    bags: Path | None,
+    changes: tuple[str, ...],
+    output: Path | None,
+    resume: bool,
+    dry_run: bool,
+    json: Path | None,
+    state: StatusFile,
+) -> int:
+    overrides = [*changes, *([f"output={output}"] if output is not None else [])]
     settings = load(config, overrides, bags=bags)
     if json is not None and json.is_dir():
         raise TrainConfigError(f"json is {json}, a directory; give a file")
     if dry_run:
         return show_memory(settings, json)
     if isinstance(settings.data, CachedData) and _is_main() and (plan := cache_plan(settings.data)) is not None:
-        build_with_progress(plan, console)
-    outcome = run(settings, resume=resume, console=console)
-    status = 130 if outcome.interrupted else 0
+
+        def reading(progress: BuildProgress) -> None:
+            state.update(phase=Phase.READING, message=f"{progress.done} of {progress.total} recordings are read")
+
+        build_with_progress(plan, console, reading)
+    state.update(phase=Phase.PREPARING, message="")
+    outcome = run(settings, resume=resume, console=console, status=state)
+    exit_status = 130 if outcome.interrupted else 0
     if not _is_main():
-        return status
-    state = "interrupted" if outcome.interrupted else "done"
-    console.print(f"{state} at step {outcome.step}: {outcome.checkpoint}", soft_wrap=True)
+        return exit_status
+    word = "interrupted" if outcome.interrupted else "done"
+    console.print(f"{word} at step {outcome.step}: {outcome.checkpoint}", soft_wrap=True)
     if json is not None:
         write_json(
             json,
@@ -56,7 +84,40 @@ def train(
                 "evaluation": outcome.evaluation,
             },
         )
-    return status
+    phase = Phase.STOPPED if outcome.interrupted else Phase.DONE
+    state.update(phase=phase, step=outcome.step, seconds_left=None, checkpoint=outcome.checkpoint)
+    return exit_status
+
+
+@contextmanager
+def _how_it_ends(state: StatusFile) -> Iterator[None]:
+    """Has the reason of an end that is none of the trainer's own in the status file."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            state.update(phase=Phase.STOPPED, seconds_left=None, message="it was interrupted before it could save")
+        raise
+    except BaseException as error:
+        with suppress(OSError):
+            name = "" if isinstance(error, (ValueError, OSError, RuntimeError)) else f"{type(error).__name__}: "
+            state.update(phase=Phase.FAILED, seconds_left=None, message=f"{name}{error}")
+        raise
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM as Ctrl-C outside of the training loop too, so that the processes that read recordings end in order."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:
+        # Only the main thread can handle signals; elsewhere whoever started the thread must.
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _is_main() -> bool:
