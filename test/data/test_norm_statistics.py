@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from statistics_by_hand import by_hand
 
 from ki_ros.data.chunks import DroidChunks
 from ki_ros.data.statistics import compute_norm_stats
@@ -21,28 +21,14 @@ def rows(count=50, seed=0):
     return np.random.default_rng(seed).normal(size=(count, 8))
 
 
-def by_hand(column):
-    """Mean, deviation and quantiles of a list of numbers, from their definitions."""
-    column = sorted(column)
-    mean = math.fsum(column) / len(column)
-
-    def quantile(p):
-        position = p * (len(column) - 1)
-        below = math.floor(position)
-        above = min(below + 1, len(column) - 1)
-        return column[below] + (position - below) * (column[above] - column[below])
-
-    deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in column) / len(column))
-    return {"mean": mean, "std": deviation, "q01": quantile(0.01), "q99": quantile(0.99)}
-
-
 def test_the_shipped_statistics_come_from_the_sixty_episodes(test_data):
     """They are rounded to six decimals."""
     source = DroidChunks(test_data / "droid_100", range(60), action_space=ActionSpace.JOINT_VELOCITY, views=())
     states, actions = source.states_and_actions()
     assert (len(states), len(actions)) == (18538, 18538 - 60)
     computed = compute_norm_stats(states, actions)["norm_stats"]
-    shipped = json.loads((Path(__file__).parents[2] / "models" / "ki_tiny" / "untrained" / "norm_stats.json").read_text())
+    untrained = Path(__file__).parents[2] / "models" / "ki_tiny" / "untrained"
+    shipped = json.loads((untrained / "norm_stats.json").read_text())
     for name in ("state", "actions"):
         for key in KEYS:
             np.testing.assert_allclose(computed[name][key], shipped["norm_stats"][name][key], rtol=0, atol=5.1e-7)

@@ -12,6 +12,7 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 from cached_episodes import VIEWS, cached, made, picture
+from statistics_by_hand import by_hand
 
 from ki_ros.data.bag_chunks import KEPT_IDLE_STEPS, BagChunks, split_episodes
 from ki_ros.data.cache import Cache, CacheError
@@ -118,21 +119,6 @@ def test_only_episodes_of_the_outcomes_are_taken(cache, outcomes, expected):
     source = BagChunks(cache, action_space=VELOCITY, outcomes=outcomes)
     assert source.episodes == expected
     assert {source[index].instruction for index in range(len(source))} == {busy()[n].instruction for n in expected}
-
-
-def by_hand(column):
-    """Mean, deviation and quantiles of a list of numbers, from their definitions."""
-    column = sorted(column)
-    mean = math.fsum(column) / len(column)
-
-    def quantile(p):
-        position = p * (len(column) - 1)
-        below = math.floor(position)
-        above = min(below + 1, len(column) - 1)
-        return column[below] + (position - below) * (column[above] - column[below])
-
-    deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in column) / len(column))
-    return {"mean": mean, "std": deviation, "q01": quantile(0.01), "q99": quantile(0.99)}
 
 
 @pytest.mark.parametrize("space", [VELOCITY, POSITION])
