@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ki_ros.commands.progress import progress_bar
 from ki_ros.data.actions import CommandTopics
-from ki_ros.data.bag import find_bags
+from ki_ros.data.bag import bag_name, find_bags
 from ki_ros.data.check import BagCheck, EpisodeFigures, StreamFigures, Verdict, as_json, check_bag
 from ki_ros.files import write_json
 from ki_ros.observation.rig_streams import RigStreams
@@ -55,7 +55,7 @@ def check_bags(
     with progress_bar("checking", "", Console(stderr=True), transient=True) as bar:
         for bag in bar.track(bags):
             check = check_bag(bag, streams, commands)
-            name = _name(bag, directory)
+            name = bag_name(bag, directory)
             _add(table, name, check)
             verdicts += Counter(figures.verdict for _, figures in check.episodes)
             if check.error:
@@ -138,8 +138,3 @@ def _verdict(figures: EpisodeFigures) -> str:
     lines = [f"[{colour}]{figures.verdict.value}[/]"]
     lines += [f"[{_COLOURS[finding.verdict]}]-[/] {escape(finding.text)}" for finding in figures.findings]
     return "\n".join(lines)
-
-
-def _name(bag: Path, directory: Path) -> str:
-    name = bag.relative_to(directory).as_posix() if bag != directory else "."
-    return bag.name if name == "." else name

@@ -5,7 +5,6 @@
     qos          a publisher's quality of service, as a recording carries it
     writer       a recording in the making: nothing older than a second is lost to a kill
     reader       a recording, whatever its storage and state, in order of time
-    summary      what a recording holds
     damage       what is wrong with it and what is lost by that
 
 Below the reader are one file's records (`mcap_file`, `sqlite_file`), `metadata` and `schema`, which notice
@@ -15,15 +14,13 @@ contradictions, `compression`, and `blocks`, which keep the order of time with l
 from ki_ros.data.bag.damage import BagError, Damage
 from ki_ros.data.bag.definitions import Definition, DefinitionError, message_definition
 from ki_ros.data.bag.qos import qos_profile
-from ki_ros.data.bag.reader import Bag, Message, find_bags, open_bag
-from ki_ros.data.bag.summary import BagSummary, TopicSummary, summarise
+from ki_ros.data.bag.reader import Bag, Message, bag_name, find_bags, open_bag
 from ki_ros.data.bag.topic import Topic
 from ki_ros.data.bag.writer import BagWriteError, BagWriter
 
 __all__ = [
     "Bag",
     "BagError",
-    "BagSummary",
     "BagWriteError",
     "BagWriter",
     "Damage",
@@ -31,10 +28,9 @@ __all__ = [
     "DefinitionError",
     "Message",
     "Topic",
-    "TopicSummary",
+    "bag_name",
     "find_bags",
     "message_definition",
     "open_bag",
     "qos_profile",
-    "summarise",
 ]

@@ -51,7 +51,6 @@ class Bag:
         topics: by name, also those without messages.
         custom_data: what the recorder noted, such as an episode's outcome.
         start_ns, end_ns: log times of the first and the last message [ns]; both 0 where there are none.
-        expected: messages by topic as metadata.yaml or the files' own statistics count them, where they do.
     """
 
     def __init__(
@@ -76,10 +75,6 @@ class Bag:
             self._compare(metadata)
             self.custom_data.update(metadata.custom_data)
         self._listed = metadata.counts if metadata is not None else {}
-        self.expected: Mapping[str, int] = self._listed
-        counted = [file.counts for _, file in files if file.counts is not None]
-        if not self.expected and len(counted) == len(files):
-            self.expected = {name: sum(counts.get(name, 0) for counts in counted) for name in self.topics}
 
     def __enter__(self) -> Bag:
         return self
@@ -241,6 +236,12 @@ def find_bags(directory: Path) -> list[Path]:
         else:
             found += files
     return sorted(found)
+
+
+def bag_name(bag: Path, directory: Path) -> str:
+    """What a recording that `find_bags` found is called: its path below the directory, or its own name if it is it."""
+    name = bag.relative_to(directory).as_posix()
+    return bag.name if name == "." else name
 
 
 class _UnreadableError(ValueError):

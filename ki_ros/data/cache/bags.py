@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ki_ros.data.actions import CommandTopics
-from ki_ros.data.bag import find_bags
+from ki_ros.data.bag import bag_name, find_bags
 from ki_ros.data.cache.part import CacheError
 from ki_ros.data.episodes import Episode, read_episodes
 from ki_ros.observation.rig_streams import RigStreams
@@ -57,7 +57,7 @@ def bag_origins(directory: Path, parameters: Path | None = None) -> list[BagOrig
     bags = find_bags(directory)
     if not bags:
         raise CacheError(f"{directory} has no bag: no directory with .mcap or .db3 files; give one with recordings")
-    return [BagOrigin(_name(bag, directory), bag, _fingerprint(bag), parameters) for bag in bags]
+    return [BagOrigin(bag_name(bag, directory), bag, _fingerprint(bag), parameters) for bag in bags]
 
 
 def bag_settings(parameters: Path | None = None) -> dict[str, Any]:
@@ -76,11 +76,6 @@ def bag_settings(parameters: Path | None = None) -> dict[str, Any]:
 
 def _rig(parameters: Path) -> tuple[RigStreams, CommandTopics]:
     return RigStreams.from_parameter_file(parameters), CommandTopics.from_parameter_file(parameters)
-
-
-def _name(bag: Path, directory: Path) -> str:
-    name = bag.relative_to(directory).as_posix()
-    return bag.name if name == "." else name
 
 
 def _fingerprint(bag: Path) -> str:

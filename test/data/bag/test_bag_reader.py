@@ -13,7 +13,7 @@ import yaml
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from ki_ros.data.bag import BagError, BagWriter, encode, find_bags, message_definition, open_bag, qos_profile, summarise
+from ki_ros.data.bag import BagError, BagWriter, encode, find_bags, message_definition, open_bag, qos_profile
 
 START = 1_700_000_000 * 10**9
 TYPES = {"/camera": "sensor_msgs/msg/Image", "/joint_states": "sensor_msgs/msg/JointState"}
@@ -372,15 +372,3 @@ def test_find_bags(tmp_path):
     assert find_bags(tmp_path / "runs" / "one") == [tmp_path / "runs" / "one"]
     for path in found:
         open_bag(path).close()
-
-
-def test_summary(tmp_path):
-    summary = summarise(write(tmp_path / "bag", messages(), custom_data={"outcome": "success"}))
-    assert [(t.name, t.type_name, t.count, t.expected) for t in summary.topics] == [
-        ("/camera", "sensor_msgs/msg/Image", 6, 6),
-        ("/joint_states", "sensor_msgs/msg/JointState", 40, 40),
-    ]
-    assert summary.topics[1].rate == pytest.approx(100)
-    assert summary.duration == pytest.approx(0.39)
-    assert summary.custom_data == {"outcome": "success"}
-    assert summary.damage == ()
