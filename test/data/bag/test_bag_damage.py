@@ -7,10 +7,12 @@ in chunks without a checksum. Even then no message may be missing.
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,14 +63,19 @@ TYPES = {
 }
 
 
+def fill(bag: BagWriter) -> None:
+    """Writes the messages, twenty to a chunk."""
+    for topic, type_name in TYPES.items():
+        bag.add_topic(topic, type_name)
+    for k, message in enumerate(messages()):
+        bag.write(*message)
+        if k % 20 == 19:
+            bag.flush()
+
+
 def write_ours(directory: Path, compression: str) -> Path:
     with BagWriter(directory, compression=compression, flush_seconds=3600) as bag:
-        for topic, type_name in TYPES.items():
-            bag.add_topic(topic, type_name)
-        for k, message in enumerate(messages()):
-            bag.write(*message)
-            if k % 20 == 19:
-                bag.flush()
+        fill(bag)
     return directory
 
 
@@ -77,12 +84,7 @@ def write_killed(directory: Path) -> Path:
     child = os.fork()
     if child == 0:
         bag = BagWriter(directory, flush_seconds=3600)
-        for topic, type_name in TYPES.items():
-            bag.add_topic(topic, type_name)
-        for k, message in enumerate(messages()):
-            bag.write(*message)
-            if k % 20 == 19:
-                bag.flush()
+        fill(bag)
         os._exit(0)
     os.waitpid(child, 0)
     return directory
@@ -140,41 +142,54 @@ def truncate(rng, directory: Path) -> str:
     return f"{file.name} cut to {size} bytes"
 
 
-def flip_bits(rng, directory: Path) -> str:
-    file = pick(rng, directory)
-    data = bytearray(file.read_bytes())
+def on_bytes(change: Callable[[np.random.Generator, bytearray], str]):
+    """Damage of the bytes of one of the files; `change` says what it did to them."""
+
+    @functools.wraps(change)
+    def damage(rng, directory: Path) -> str:
+        file = pick(rng, directory)
+        data = bytearray(file.read_bytes())
+        done = change(rng, data)
+        file.write_bytes(data)
+        return f"{file.name} {done}"
+
+    return damage
+
+
+@on_bytes
+def flip_bits(rng, data: bytearray) -> str:
     places = rng.integers(len(data), size=int(rng.integers(1, 9)))
     for place in places:
         data[place] ^= 1 << int(rng.integers(8))
-    file.write_bytes(data)
-    return f"{file.name} with bits flipped in bytes {sorted(places.tolist())}"
+    return f"with bits flipped in bytes {sorted(places.tolist())}"
 
 
-def flip_one_bit(rng, directory: Path) -> str:
-    file = pick(rng, directory)
-    data = bytearray(file.read_bytes())
+@on_bytes
+def flip_one_bit(rng, data: bytearray) -> str:
     place = int(rng.integers(len(data)))
     data[place] ^= 1 << int(rng.integers(8))
-    file.write_bytes(data)
-    return f"{file.name} with a bit flipped in byte {place}"
+    return f"with a bit flipped in byte {place}"
 
 
-def blank(rng, directory: Path) -> str:
-    file = pick(rng, directory)
-    data = bytearray(file.read_bytes())
+@on_bytes
+def blank(rng, data: bytearray) -> str:
     place, length = int(rng.integers(len(data))), int(rng.integers(1, 600))
     data[place : place + length] = bytes(len(data[place : place + length]))
-    file.write_bytes(data)
-    return f"{file.name} with {length} bytes blank from byte {place}"
+    return f"with {length} bytes blank from byte {place}"
 
 
-def cut_out(rng, directory: Path) -> str:
-    file = pick(rng, directory)
-    data = bytearray(file.read_bytes())
+@on_bytes
+def cut_out(rng, data: bytearray) -> str:
     place, length = int(rng.integers(len(data))), int(rng.integers(1, 3000))
     del data[place : place + length]
-    file.write_bytes(data)
-    return f"{file.name} without {length} bytes from byte {place}"
+    return f"without {length} bytes from byte {place}"
+
+
+@on_bytes
+def damage_head(rng, data: bytearray) -> str:
+    place = int(rng.integers(min(100, len(data))))
+    data[place] = int(rng.integers(256))
+    return f"with another byte {place}"
 
 
 def remove(rng, directory: Path) -> str:
@@ -194,15 +209,6 @@ def rename(rng, directory: Path) -> str:
     suffix = [".mcap", ".db3", ".bag", ""][rng.integers(4)]
     file.rename(file.with_suffix(suffix))
     return f"{file.name} renamed to {suffix}"
-
-
-def damage_head(rng, directory: Path) -> str:
-    file = pick(rng, directory)
-    data = bytearray(file.read_bytes())
-    place = int(rng.integers(min(100, len(data))))
-    data[place] = int(rng.integers(256))
-    file.write_bytes(data)
-    return f"{file.name} with another byte {place}"
 
 
 KINDS = (truncate, flip_bits, flip_one_bit, flip_one_bit, blank, cut_out, remove, empty, rename, damage_head)
