@@ -8,15 +8,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from ki_ros import rig
 from ki_ros.share import find_share
 from ki_ros.variables import DIE_WITH_PARENT
+
+T = TypeVar("T")
 
 _EXECUTOR_TOPICS = {
     "arm_command_topic": "/forward_position_controller/commands",
@@ -75,21 +78,40 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class FinetuneSettings:
+    """What a person may choose for a fine-tuning run of its own: the arguments of finetune.launch.py."""
+
+    bags: str = field(default="", metadata={"help": "Directory of bags to train on"})
+    config: str = field(default="", metadata={"help": "Training configuration; empty: config/train/finetune.yaml"})
+    output: str = field(default="", metadata={"help": "Directory of the run; empty: what the configuration says"})
+    checkpoint: str = field(default="", metadata={"help": "Checkpoint to start from; empty: what config says"})
+    overrides: str = field(
+        default="", metadata={"help": "Fields to set on top, such as 'steps=500 optimizer.learning_rate=1e-5'"}
+    )
+    resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in the output"})
+    niceness: str = field(default="", metadata={"help": "0 to 19: how much it gives way to others on the CPU"})
+
+
+@dataclass(frozen=True)
 class NodeDescription:
     """One process of the graph.
 
     Attributes:
-        name: node name, and the name of its executable and of its module under `ki_ros.nodes`.
+        name: node name.
         parameters: parameter sources, later ones win: paths of parameter files, or mappings.
+        executable: the node's, and its module's name under `ki_ros.nodes`; empty where it is the name.
+        namespace: of the node.
     """
 
     name: str
     parameters: tuple[Path | dict[str, Any], ...]
+    executable: str = ""
+    namespace: str = "/"
 
     @property
     def module(self) -> str:
         """Module whose `main` runs the node."""
-        return f"ki_ros.nodes.{self.name}"
+        return f"ki_ros.nodes.{self.executable or self.name}"
 
 
 def describe(settings: Settings) -> list[NodeDescription]:
@@ -105,6 +127,35 @@ def describe(settings: Settings) -> list[NodeDescription]:
     absent = {name for name, wanted in (("simulator", settings.sim), ("recorder", records(settings))) if not wanted}
     nodes = [name for name in NODE_NAMES if name not in absent]
     return [NodeDescription(name, (params_file, _overrides(name, settings))) for name in nodes]
+
+
+def describe_finetune(settings: FinetuneSettings) -> NodeDescription:
+    """The node that fine-tunes: a policy node without a policy, in a namespace of its own.
+
+    It has no part in the graph that serves an arm, which may run beside it: neither sees the other's observations,
+    chunks and services.
+
+    Raises:
+        BringupError: no bags.
+    """
+    if not settings.bags.strip():
+        raise BringupError("bags is empty; give the directory of the recordings: bags:=DIR")
+    try:
+        overrides = shlex.split(settings.overrides)
+        niceness = int(settings.niceness or 10)
+    except ValueError as error:
+        raise BringupError(f"overrides {settings.overrides!r} or niceness {settings.niceness!r}: {error}") from error
+    values: dict[str, Any] = {
+        "bags": settings.bags,
+        "config": settings.config,
+        "output": settings.output,
+        "checkpoint": settings.checkpoint,
+        "overrides": overrides or [""],
+        "resume": settings.resume,
+        "niceness": niceness,
+    }
+    parameters = {f"training.{name}": value for name, value in values.items()}
+    return NodeDescription("trainer", (parameters,), executable="policy", namespace="/finetune")
 
 
 def records(settings: Settings) -> bool:
@@ -270,28 +321,29 @@ def _recorder_overrides(settings: Settings) -> dict[str, Any]:
     return values
 
 
-def arguments() -> list[tuple[str, str, str]]:
+def arguments(settings: type = Settings) -> list[tuple[str, str, str]]:
     """Name, default and description of every setting, as launch arguments are declared."""
     return [
         (f.name, str(f.default).lower() if isinstance(f.default, bool) else f.default, f.metadata["help"])
-        for f in dataclasses.fields(Settings)
+        for f in dataclasses.fields(settings)
     ]
 
 
-def parse(values: dict[str, str]) -> Settings:
+def parse(values: dict[str, str], settings: type[T] = Settings) -> T:
     """Settings from launch arguments, which are strings.
 
     Raises:
         BringupError: a name that looks like a misspelt one, or a switch is neither true nor false.
     """
-    known = [f.name for f in dataclasses.fields(Settings)]
+    fields = dataclasses.fields(settings)
+    known = [f.name for f in fields]
     for name in values:
         if name not in known and (near := difflib.get_close_matches(name, known, n=1, cutoff=0.8)):
             raise BringupError(f"no argument is called {name!r}; did you mean {near[0]!r}?")
     given: dict[str, Any] = {name: values[name] for name in known if name in values}
-    for name in ("sim", "auto_episodes"):
+    for name in (f.name for f in fields if isinstance(f.default, bool)):
         value = given.get(name, "false").strip().lower()
         if value not in ("true", "false"):
             raise BringupError(f"{name} is {values[name]!r}; use true or false")
         given[name] = value == "true"
-    return Settings(**given)
+    return settings(**given)

@@ -202,6 +202,23 @@ class Policy:
         """The cameras without which there is no inference."""
         return self.inputs.required_views
 
+    def require_can_replace(self, other: Policy) -> None:
+        """Refuses to take another policy's place in a graph that was started, and perhaps tuned, for that one.
+
+        Raises:
+            PolicyError: actions of another meaning, or a camera that the other did without.
+        """
+        if self.action_space is not other.action_space:
+            raise PolicyError(
+                f"its action_space is {self.action_space.value!r}, that of the policy in use is "
+                f"{other.action_space.value!r}; start the graph with this checkpoint instead"
+            )
+        if missing := [view.value for view in self.required_views if view not in other.required_views]:
+            raise PolicyError(
+                f"it needs the camera {missing[0]}, which the policy in use does without; start the graph with this "
+                "checkpoint instead"
+            )
+
     def observe(self, views: Mapping[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> Observation:
         """The model's observation, a batch of one on its device; arguments and errors as `infer`."""
         try:

@@ -15,7 +15,7 @@ from ki_ros.commands.memory import show_memory
 from ki_ros.data.cache.build import BuildProgress
 from ki_ros.files import write_json
 from ki_ros.training.cached import cache_plan
-from ki_ros.training.config import CachedData, TrainConfigError, load
+from ki_ros.training.config import CachedData, load
 from ki_ros.training.status import Phase, StatusFile
 from ki_ros.training.trainer import train as run
 from ki_ros.variables import die_with_parent
@@ -57,8 +57,6 @@ def _train(
 ) -> int:
     overrides = [*changes, *([f"output={output}"] if output is not None else [])]
     settings = load(config, overrides, bags=bags)
-    if json is not None and json.is_dir():
-        raise TrainConfigError(f"json is {json}, a directory; give a file")
     if dry_run:
         return show_memory(settings, json)
     if isinstance(settings.data, CachedData) and _is_main() and (plan := cache_plan(settings.data)) is not None:

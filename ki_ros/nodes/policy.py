@@ -2,6 +2,9 @@
 
 A managed (lifecycle) node: configure loads the model, activate starts inference, deactivate stops it, cleanup frees the
 model. With `autostart` it configures and activates itself, and ends with an error if it cannot.
+
+Its training mode fine-tunes on recordings in a process beside it, in any state of the node (`ki_ros.nodes.training`). A
+run changes nothing of what acts: that does `load_checkpoint`, when somebody asks for it.
 """
 
 from __future__ import annotations
@@ -10,17 +13,19 @@ import threading
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.serialization import deserialize_message
 
-from ki_ros import msg
+from ki_ros import msg, srv
 from ki_ros.chunk import ActionChunk
 from ki_ros.nodes import diagnostics, stamps, topics
+from ki_ros.nodes.executor_watch import ExecutorWatch
 from ki_ros.nodes.parameters import declare, parameter
 from ki_ros.nodes.run import run
+from ki_ros.nodes.training import Training, TrainingParameters
 from ki_ros.rig import CONTROL_HZ, ActionSpace, CameraRole
 
 if TYPE_CHECKING:
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
 class Parameters:
     """Parameters of the policy node."""
 
+    training: TrainingParameters
     preset: str = parameter("", "Model preset; names the architecture when no checkpoint does. See ki_ros.model.config")
     checkpoint: str = parameter("", "Checkpoint: a safetensors file or a directory; empty for untrained weights")
     norm_stats: str = parameter("", "norm_stats.json; empty: the one beside the checkpoint, or the preset's own")
@@ -56,11 +62,12 @@ class PolicyNode(LifecycleNode):
     """See the module's docstring.
 
     Threads: callbacks of the executor only store the newest observation and the epoch; the inference thread decodes,
-    infers and publishes. Both meet in `_mailbox`.
+    infers and publishes. Both meet in `_mailbox`, which is also held to publish a chunk and to replace the policy: once
+    another policy is in its place, no chunk of the one before leaves the node.
     """
 
-    def __init__(self) -> None:
-        super().__init__("policy")
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("policy", **kwargs)
         self.parameters = declare(self, Parameters)
         self._mailbox = threading.Condition()
         self._newest: bytes | None = None
@@ -68,6 +75,7 @@ class PolicyNode(LifecycleNode):
         self._running = False
         self._thread: threading.Thread | None = None
         self._policy: Policy | None = None
+        self._loaded_in_place = ""
         self._counts: Counter[str] = Counter()
         self._last_error = ""
         self._errors_reported = 0
@@ -76,7 +84,11 @@ class PolicyNode(LifecycleNode):
         self._publisher = self.create_publisher(msg.ActionChunk, topics.ACTION_CHUNK, topics.NEWEST_QOS)
         self.create_subscription(msg.Epoch, topics.EPOCH, self._on_epoch, topics.LATCHED_QOS)
         self.create_subscription(msg.Observation, topics.OBSERVATION, self._on_observation, topics.NEWEST_QOS, raw=True)
-        self._diagnostics = diagnostics.Diagnostics(self, {"policy": self._report})
+        self._executor_watch = ExecutorWatch(self)
+        self.create_service(srv.LoadCheckpoint, topics.LOAD_CHECKPOINT, self._on_load_checkpoint)
+        self._training = Training(self, self.parameters.training)
+        self._diagnostics = diagnostics.Diagnostics(self, {"policy": self._report, "training": self._training.report})
+        self._training.start_from_parameters()
         if self.parameters.autostart:
             self._autostart()
 
@@ -88,42 +100,60 @@ class PolicyNode(LifecycleNode):
     # -- lifecycle
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Loads the model and runs it once, so that the first observation does not pay for what happens only once."""
-        values = self.parameters
-        # Imported here: torch takes seconds, in which a wrong parameter would go unnoticed.
-        from ki_ros.policy import Policy, PolicyError
-
+        """Loads the model: of the parameters, or of the checkpoint that was loaded in place last."""
+        started = time.monotonic()
         try:
-            if not values.checkpoint and not values.allow_untrained:
-                raise PolicyError(
-                    "checkpoint is empty: untrained weights move the arm at random. Give a checkpoint, "
-                    "or set allow_untrained in simulation"
-                )
-            started = time.monotonic()
-            policy = Policy.load(
-                preset=values.preset or None,
-                checkpoint=values.checkpoint or None,
-                norm_stats=values.norm_stats or None,
-                tokenizer=values.tokenizer or None,
-                action_space=values.action_space or None,
-                base_view=CameraRole(values.base_camera),
-                threads=values.threads or None,
-                device=values.device,
-                dtype=values.dtype,
-                num_steps=values.num_steps,
-                seed=None if values.seed < 0 else values.seed,
-            )
-            policy.warm_up()
+            policy = self._load(self._loaded_in_place)
         except (ValueError, OSError, RuntimeError) as error:
             self._last_error = f"{type(error).__name__}: {error}"
             self.get_logger().error(f"the policy cannot be loaded: {self._last_error}")
             return TransitionCallbackReturn.FAILURE
         self._policy = policy
-        self._description = (
-            f"{values.checkpoint or values.preset + ' (untrained)'} on {values.device} in {values.dtype}"
-        )
+        self._description = self._describe(self._loaded_in_place)
         self.get_logger().info(f"loaded {self._description} in {time.monotonic() - started:.1f} s")
         return super().on_configure(state)
+
+    def _load(self, checkpoint: str) -> Policy:
+        """A policy that has run once, so that the first observation does not pay for what happens only once.
+
+        Args:
+            checkpoint: to load with nothing but what comes with it; empty for what the parameters say.
+
+        Raises:
+            ValueError, OSError, RuntimeError: as `Policy.load` and `Policy.warm_up`.
+        """
+        # Imported here: torch takes seconds, in which a wrong parameter would go unnoticed.
+        from ki_ros.policy import Policy, PolicyError
+
+        values = self.parameters
+        if checkpoint:
+            source: dict[str, Any] = {"checkpoint": checkpoint}
+        elif values.checkpoint or values.allow_untrained:
+            source = {
+                name: getattr(values, name) or None
+                for name in ("preset", "checkpoint", "norm_stats", "tokenizer", "action_space")
+            }
+        else:
+            raise PolicyError(
+                "checkpoint is empty: untrained weights move the arm at random. Give a checkpoint, "
+                "or set allow_untrained in simulation"
+            )
+        policy = Policy.load(
+            **source,
+            base_view=CameraRole(values.base_camera),
+            threads=values.threads or None,
+            device=values.device,
+            dtype=values.dtype,
+            num_steps=values.num_steps,
+            seed=None if values.seed < 0 else values.seed,
+        )
+        policy.warm_up()
+        return policy
+
+    def _describe(self, checkpoint: str) -> str:
+        values = self.parameters
+        name = checkpoint or values.checkpoint or f"{values.preset} (untrained)"
+        return f"{name} on {values.device} in {values.dtype}"
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Starts the inference thread."""
@@ -151,8 +181,9 @@ class PolicyNode(LifecycleNode):
         return super().on_shutdown(state)
 
     def destroy_node(self) -> None:
-        """Stops the inference thread before the node's publisher goes."""
+        """Stops the inference thread before the node's publisher goes, and a training."""
         self._stop()
+        self._training.close()
         super().destroy_node()
 
     def _stop(self) -> None:
@@ -162,6 +193,55 @@ class PolicyNode(LifecycleNode):
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    # -- another checkpoint
+
+    def _on_load_checkpoint(
+        self, request: srv.LoadCheckpoint.Request, response: srv.LoadCheckpoint.Response
+    ) -> srv.LoadCheckpoint.Response:
+        # It keeps this thread for as long as loading takes. Nobody acts meanwhile: the executor is disabled.
+        try:
+            response.message = self._replace_policy(request.checkpoint.strip())
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            kept = f"; {self._description} goes on" if self._policy is not None else ""
+            response.message = f"not loaded: {error or type(error).__name__}{kept}"
+            self.get_logger().error(response.message)
+        else:
+            response.success = True
+            self.get_logger().info(response.message)
+        return response
+
+    def _replace_policy(self, checkpoint: str) -> str:
+        """Puts a checkpoint in the place of the one in use. Returns what was done; errors have changed nothing."""
+        current = self._policy
+        if current is None:
+            raise ValueError(
+                "no policy is loaded whose place it could take; configure this node first (ros2 lifecycle set), or "
+                "start it with the checkpoint"
+            )
+        # As text: package://ki_ros/... is no path yet.
+        checkpoint = checkpoint or str(self._training.checkpoint or "")
+        if not checkpoint:
+            raise ValueError("checkpoint is empty, and this node has trained none; give the path of one")
+        self._require_no_motion()
+        started = time.monotonic()
+        # Both are in memory for a while: if there is no room for two, the one in use goes on.
+        policy = self._load(checkpoint)
+        policy.require_can_replace(current)
+        # It may have been enabled while the checkpoint was being loaded.
+        self._require_no_motion()
+        with self._mailbox:
+            self._policy = policy
+            self._loaded_in_place = checkpoint
+            self._description = self._describe(checkpoint)
+            # What was seen before is not for the new one to answer.
+            self._newest = None
+            self._counts["loaded_in_place"] += 1
+        return f"loaded {self._description} in {time.monotonic() - started:.1f} s"
+
+    def _require_no_motion(self) -> None:
+        if (objection := self._executor_watch.objection()) is not None:
+            raise ValueError(objection)
 
     # -- messages
 
@@ -187,8 +267,9 @@ class PolicyNode(LifecycleNode):
                 if not self._running:
                     return
                 serialised, self._newest = self._newest, None
+                policy = self._policy
             try:
-                self._infer(serialised)
+                self._infer(policy, serialised)
             except ValueError as error:
                 # What the policy or the chunk refuses by name.
                 self._fail("refused", str(error))
@@ -201,7 +282,7 @@ class PolicyNode(LifecycleNode):
         self._last_error = text
         self.get_logger().error(f"no chunk: {text}", throttle_duration_sec=1.0)
 
-    def _infer(self, serialised: bytes) -> None:
+    def _infer(self, policy: Policy, serialised: bytes) -> None:
         started = time.monotonic()
         observation = deserialize_message(serialised, msg.Observation)
         if not observation.epoch:
@@ -210,7 +291,7 @@ class PolicyNode(LifecycleNode):
         if observation.epoch != self._epoch:
             self._counts["other_epoch"] += 1
             return
-        actions = self._policy.infer(
+        actions = policy.infer(
             {
                 CameraRole(view.header.frame_id): np.frombuffer(view.data, np.uint8).reshape(view.height, view.width, 3)
                 for view in observation.views
@@ -223,16 +304,20 @@ class PolicyNode(LifecycleNode):
             stamp=stamps.from_message(observation.header.stamp),
             observation_sequence=observation.sequence,
             epoch=observation.epoch,
-            action_space=self._policy.config.action_space,
+            action_space=policy.config.action_space,
             dt=1.0 / CONTROL_HZ,
             actions=actions,
             inference_time=elapsed,
         )
+        message = _to_message(chunk)
         with self._mailbox:
             if not self._running or self._epoch != chunk.epoch:
                 self._counts["other_epoch"] += 1
                 return
-        self._publisher.publish(_to_message(chunk))
+            if self._policy is not policy:
+                self._counts["other_policy"] += 1
+                return
+            self._publisher.publish(message)
         self._counts["chunks"] += 1
         self._inference_ms.append(elapsed * 1e3)
 
@@ -260,7 +345,10 @@ class PolicyNode(LifecycleNode):
         return diagnostics.Report(diagnostics.OK, "inferring", values)
 
 
-_COUNTS = ("chunks", "refused", "failed", "without_instruction", "other_epoch", "observations_superseded")
+_COUNTS = (
+    *("chunks", "refused", "failed", "without_instruction", "other_epoch", "other_policy"),
+    *("observations_superseded", "loaded_in_place"),
+)
 
 
 def _to_message(chunk: ActionChunk) -> msg.ActionChunk:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -13,7 +11,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
-from ki_ros.variables import DIE_WITH_PARENT
+from ki_ros.variables import die_with_parent
 
 STARTUP_FAILED = 2
 """Exit status of a node that could not start; the error is on standard error."""
@@ -32,19 +30,12 @@ def pacing_clock(node: Node) -> Clock:
     return node.get_clock() if uses_sim_time(node) else Clock(clock_type=ClockType.STEADY_TIME)
 
 
-def _die_with_parent() -> None:
-    """Has the kernel send SIGTERM to this process when the one that started it ends, however it does (Linux)."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
 def run(create: Callable[[], Node]) -> None:
     """Creates the node and spins it. Does not return: ends the process with 0, or `STARTUP_FAILED` with a message.
 
     A node with threads of its own stops them in `destroy_node`.
     """
-    if os.environ.get(DIE_WITH_PARENT):
-        _die_with_parent()
+    die_with_parent()
     try:
         rclpy.init(args=sys.argv)
     except RuntimeError as error:

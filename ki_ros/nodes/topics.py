@@ -17,6 +17,10 @@ ENABLE = "enable"
 EPISODE = "episode"
 START_EPISODE = "start_episode"
 STOP_EPISODE = "stop_episode"
+TRAINING_STATUS = "training_status"
+START_TRAINING = "start_training"
+STOP_TRAINING = "stop_training"
+LOAD_CHECKPOINT = "load_checkpoint"
 
 SENSOR_QOS = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
@@ -40,7 +44,7 @@ LATCHED_QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
-"""The instruction: who joins late receives it too."""
+"""The instruction, the state of a training: who joins late receives it too."""
 
 EPISODE_QOS = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,

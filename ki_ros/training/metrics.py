@@ -43,6 +43,9 @@ class MetricsLog:
 
     A run that resumes from a checkpoint makes the steps after it once more, so on entering the block their lines are
     taken off the file, and so is a last line that a crash left unfinished.
+
+    Attributes:
+        seconds_left: until the last step, at the pace of the last reports of training [s]; None before any step.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class MetricsLog:
         self._task = TaskID(0)
         self._pace = _Pace(start_step)
         self._last_line = -math.inf
+        self.seconds_left: float | None = None
 
     def __enter__(self) -> MetricsLog:
         """Raises MetricsError for a file that is not of such lines, ImportError where TensorBoard is not installed."""
@@ -126,6 +130,8 @@ class MetricsLog:
         if self._writer is not None:
             for name, value in numbers.items():
                 self._writer.add_scalar(f"{kind}/{name}", value, step)
+        if kind == "train":
+            self.seconds_left = self._pace.left(step, self._total)
         if self._progress:
             self._show(step, numbers, kind)
 
@@ -138,9 +144,8 @@ class MetricsLog:
         if kind == "eval":
             self.message(f"step {step}: eval, {', '.join(shown)}")
             return
-        left = self._pace.left(step, self._total)
-        if left is not None:
-            shown.append(f"{_duration(left)} left")
+        if self.seconds_left is not None:
+            shown.append(f"{_duration(self.seconds_left)} left")
         text = ", ".join(shown)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)

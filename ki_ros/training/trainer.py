@@ -38,6 +38,7 @@ from ki_ros.training.metrics import MetricsLog
 from ki_ros.training.optimizer import clip_sides, make_optimizer, set_learning_rate, trained_parameters
 from ki_ros.training.schedule import learning_rate
 from ki_ros.training.state import Progress, ResumeError, StateStore, checkpoints, git_revision
+from ki_ros.training.status import Phase, StatusFile
 
 CONFIG_FILE = "train.json"
 
@@ -63,7 +64,9 @@ class Outcome:
     evaluation: dict[str, float] | None
 
 
-def train(config: TrainConfig, *, resume: bool, console: Console | None = None) -> Outcome:
+def train(
+    config: TrainConfig, *, resume: bool, console: Console | None = None, status: StatusFile | None = None
+) -> Outcome:
     """Runs a training to its end, or until SIGINT or SIGTERM asks it to save and stop.
 
     Under torchrun all processes call it alike.
@@ -72,6 +75,7 @@ def train(config: TrainConfig, *, resume: bool, console: Console | None = None) 
         config: of the run.
         resume: go on from the newest checkpoint in its output, or begin where there is none.
         console: for messages and progress; the standard one when left out.
+        status: kept at where the run is while it trains; how it ended is the caller's to say. None for none.
 
     Raises:
         ValueError: a configuration, data or checkpoint that cannot be used; before any process waits for another.
@@ -104,7 +108,8 @@ def train(config: TrainConfig, *, resume: bool, console: Console | None = None) 
         shown = console if console is not None else Console()
         if not processes.is_main:
             shown = Console(file=open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
-        return _Run(config, model_config, sources, processes, strategy, shown).run()
+        state = status if status is not None and processes.is_main else StatusFile(None)
+        return _Run(config, model_config, sources, processes, strategy, shown, state).run()
 
 
 class _Run:
@@ -118,8 +123,10 @@ class _Run:
         processes: World,
         strategy: str,
         console: Console,
+        status: StatusFile,
     ) -> None:
         self._config, self._sources, self._world, self._console = config, sources, processes, console
+        self._status = status
         assets = config.output / "assets"
         if processes.is_main:
             config.output.mkdir(parents=True, exist_ok=True)
@@ -164,6 +171,8 @@ class _Run:
         if self._world.is_main:
             write_json(config.output / CONFIG_FILE, config.to_dict())
         self._announce(first)
+        newest = checkpoints(config.output).get(first)
+        self._status.update(phase=Phase.TRAINING, step=first, steps=config.steps, checkpoint=newest, message="")
         began = time.monotonic()
         step, saved, interrupted = first, first if found is not None else -1, False
         batches = training_batches(
@@ -183,7 +192,10 @@ class _Run:
                 step += 1
                 meter.count()
                 if log is not None and (step % config.log_every == 0 or step == config.steps):
-                    log.log(step, metrics | meter.read(), "train")
+                    metrics |= meter.read()
+                    log.log(step, metrics, "train")
+                    self._status.update(step=step, metrics=metrics, seconds_left=log.seconds_left)
+                self._status.advance(step)
                 # Processes must agree on it: one that stops alone leaves the others waiting.
                 interrupted = bool(self._world.sum([float(stop())])[0]) and step < config.steps
                 last = step == config.steps or interrupted
@@ -285,6 +297,7 @@ class _Run:
             self._model.train()
         if log is not None:
             log.log(step, self._evaluated, "eval")
+            self._status.update(step=step, evaluation=self._evaluated)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -305,7 +318,7 @@ class _Run:
     def _save(self, step: int, seconds: float) -> None:
         self._reshard()
         progress = Progress(step, self._data, self._fast, self._git, seconds)
-        self._store.save(
+        saved = self._store.save(
             progress,
             self._model.config,
             self._everything,
@@ -315,6 +328,7 @@ class _Run:
             self._config.lora,
             self._config.to_dict(),
         )
+        self._status.update(step=step, checkpoint=saved)
 
     def _announce(self, first: int) -> None:
         config, trained = self._config, sum(p.numel() for p in self._trained.values())
@@ -386,7 +400,9 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
     def request(number: int, _frame: FrameType | None) -> None:
         nonlocal requested
         requested = True
-        signal.signal(number, before[number])
+        # Not so SIGTERM: what stops a machine or a graph may send it twice, and saving must not be cut off.
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
     try:
         before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}

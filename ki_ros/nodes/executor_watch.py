@@ -1,0 +1,44 @@
+"""What the executor is doing, for a node that must not change something while the arm may move by it."""
+
+from __future__ import annotations
+
+import time
+
+from rclpy.node import Node
+from rclpy.serialization import deserialize_message
+
+from ki_ros import msg
+from ki_ros.nodes import topics
+from ki_ros.nodes.polling import subscribe_polled, take_waiting
+
+FRESH_SECONDS = 1.0
+"""An executor that has said nothing for so long may be doing anything."""
+
+
+class ExecutorWatch:
+    """Reads `executor_status` when it is asked, so that a hundred messages a second wake nobody."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._statuses = subscribe_polled(node, msg.ExecutorStatus, topics.EXECUTOR_STATUS, topics.COMMAND_QOS)
+        self._newest: msg.ExecutorStatus | None = None
+        self._received_ns = 0
+
+    def objection(self) -> str | None:
+        """Why the arm may be moving, and the remedy; None where the executor is disabled, or there is none."""
+        for raw, information in take_waiting(self._statuses, msg.ExecutorStatus):
+            self._newest = deserialize_message(raw, msg.ExecutorStatus)
+            self._received_ns = information["received_timestamp"]
+        topic = self._statuses.topic_name
+        if self._node.count_publishers(topic) == 0:
+            return None
+        age = (time.time_ns() - self._received_ns) / 1e9
+        if self._newest is None or age > FRESH_SECONDS:
+            heard = "nothing" if self._newest is None else f"nothing for {age:.1f} s"
+            return f"there is an executor, but {heard} has come on {topic}; end it, or see why it stands still"
+        if self._newest.state == msg.ExecutorStatus.DISABLED:
+            return None
+        return (
+            "the executor is enabled; disable it first: "
+            f'ros2 service call /{topics.ENABLE} std_srvs/srv/SetBool "{{data: false}}"'
+        )
