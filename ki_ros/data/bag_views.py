@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ki_ros.data.bag import Bag
-from ki_ros.data.recording import RecordingError
+from ki_ros.data.recording import RecordingError, UndecodableError
 from ki_ros.observation.rig_streams import RigSampler, RigStreams
 from ki_ros.rig import CameraRole
 
@@ -49,7 +49,8 @@ class BagViews:
         """The views of a step, (image_size, image_size, 3) uint8 RGB by camera, as arrays of their own.
 
         Raises:
-            RecordingError: an image that cannot be decoded, or that is not in the bag any more.
+            UndecodableError: an image that cannot be decoded.
+            RecordingError: one that is not in the bag any more.
         """
         if self._reading is None or step < self._step:
             self._reading = self._read()
@@ -82,7 +83,7 @@ class BagViews:
         number = self._frames[role][step]
         pixels = self._held[role][number]
         if isinstance(pixels, ValueError):
-            raise RecordingError(
+            raise UndecodableError(
                 f"{self._bag.path}: the picture of {role.value} at step {step} (message {number} of its topic) cannot "
                 f"be decoded: {pixels}; read the episodes with decode_images to leave such steps out"
             )

@@ -22,12 +22,12 @@ from ki_ros.data.bag import Bag, Damage, open_bag
 from ki_ros.data.bag_streams import find_streams
 from ki_ros.data.bag_views import BagViews
 from ki_ros.data.idle import idle_steps
-from ki_ros.data.recording import Recording, RecordingError, Refused, Timing, sample_recording
+from ki_ros.data.recording import Recording, RecordingError, Refused, Timing, UndecodableError, sample_recording
 from ki_ros.data.windows import Outcome, Window, episode_windows
 from ki_ros.observation.rig_streams import RigStreams
 from ki_ros.rig import CameraRole
 
-__all__ = ["Episode", "Outcome", "RecordingError", "read_episodes"]
+__all__ = ["Episode", "Outcome", "RecordingError", "UndecodableError", "read_episodes"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Episode:
 
         Raises:
             IndexError: no such step.
-            RecordingError: an image that cannot be decoded.
+            UndecodableError: an image that cannot be decoded.
         """
         if not 0 <= step < len(self):
             raise IndexError(f"step is {step}; steps are 0 to {len(self) - 1}")

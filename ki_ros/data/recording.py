@@ -56,6 +56,10 @@ class RecordingError(ValueError):
     """A recording that holds no episode. The message names the bag, what is wrong, and what to do."""
 
 
+class UndecodableError(RecordingError):
+    """A picture that was sampled and cannot be decoded. Sampling with `decode_images` leaves such steps out."""
+
+
 class Event(NamedTuple):
     """A message that begins or ends an episode, or sets its instruction, and when it arrived [ns]."""
 

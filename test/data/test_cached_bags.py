@@ -10,17 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from made_bags import MadeBag, joints_at
+from made_bags import CAMERAS, MadeBag, joints_at, ns, picture
 
+from ki_ros.data.bag import encode
 from ki_ros.data.bag_chunks import BagChunks
 from ki_ros.data.cache import Cache, CacheError
 from ki_ros.data.cache.bags import bag_origins, bag_settings
 from ki_ros.data.cache.build import build_cache
 from ki_ros.data.cache.part import Storage
 from ki_ros.data.episodes import read_episodes
-from ki_ros.rig import ActionSpace
+from ki_ros.resize import resize_with_pad
+from ki_ros.rig import ActionSpace, CameraRole
 from ki_ros.share import find_share
 
 RAW = Storage("raw", settings=bag_settings())
@@ -128,6 +131,35 @@ def test_other_streams_are_another_cache(recorded, tmp_path):
     build_cache(bag_origins(recorded), tmp_path, RAW)
     with pytest.raises(CacheError, match="holds a cache with settings"):
         build_cache(bag_origins(recorded, parameters), tmp_path, Storage("raw", settings=bag_settings(parameters)))
+
+
+def test_steps_without_a_picture_are_left_out_and_the_others_cached(tmp_path):
+    """Only decoding finds that the pictures of a twelfth of a second are damaged."""
+    made = MadeBag().rig(2.0)
+    made.start(0.0, "torn", "reach the cup")
+    made.stop(1.9, "torn")
+    made.messages = [m for m in made.messages if m[0] != CAMERAS["wrist"]]
+    _, png = cv2.imencode(".png", picture(7))
+    bad = bytearray(png.tobytes())
+    bad[20:30] = bytes(10)
+    for t in np.arange(0, 2, 1 / 30):
+        raw = encode.compressed_image(ns(t), "wrist", "png", bytes(bad) if 1.0 < t < 1.1 else png.tobytes())
+        made.put(CAMERAS["wrist"] + "/compressed", "compressed", t, raw)
+    made.write(tmp_path / "bags" / "torn")
+    record(tmp_path / "bags", "whole")
+    report = build_cache(bag_origins(tmp_path / "bags"), tmp_path / "cache", RAW)
+    assert (report.added, report.refused) == (("torn", "whole"), {})
+    cache = Cache(tmp_path / "cache")
+    torn = cache.episodes[0]
+    rows = slice(torn.first, torn.first + torn.length)
+    at = (cache.stamps[rows] - ns(0)) / 1e9
+    assert not ((at > 1.01) & (at < 1.09)).any()
+    assert at[0] < 0.2
+    assert at[-1] > 1.7
+    assert (np.diff(cache.segment[rows]) == (np.diff(at) > 0.1)).all()
+    assert cache.segment[rows].max() == 1
+    for step in range(rows.start, rows.stop):
+        np.testing.assert_array_equal(cache.view(step, CameraRole.WRIST), resize_with_pad(picture(7)[..., ::-1], 224))
 
 
 def test_where_there_is_no_bag_it_is_said(tmp_path):

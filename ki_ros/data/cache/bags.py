@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ki_ros.data.actions import CommandTopics
 from ki_ros.data.bag import bag_name, find_bags
 from ki_ros.data.cache.part import CacheError
-from ki_ros.data.episodes import Episode, read_episodes
+from ki_ros.data.episodes import Episode, UndecodableError, read_episodes
 from ki_ros.observation.rig_streams import RigStreams
 
 SUFFIXES = (".mcap", ".db3", ".zstd", ".yaml")
@@ -27,19 +27,28 @@ class BagOrigin:
         path: of its directory or its only file.
         fingerprint: SHA-256 of names, sizes and times of its files.
         parameters: parameter file of the graph that it was recorded with; None to find the topics in the bag.
+        decode_images: as of `read_episodes`.
     """
 
     name: str
     path: Path
     fingerprint: str
     parameters: Path | None
+    decode_images: bool = False
 
     def episodes(self) -> list[Episode]:
         """Its episodes. Raises ValueError or OSError for a bag that cannot be read."""
-        if self.parameters is None:
-            return read_episodes(self.path)
-        streams, commands = _rig(self.parameters)
-        return read_episodes(self.path, streams, commands=commands)
+        streams, commands = (None, None) if self.parameters is None else _rig(self.parameters)
+        return read_episodes(self.path, streams, commands=commands, decode_images=self.decode_images)
+
+    def after(self, error: ValueError) -> BagOrigin | None:
+        """The same bag without the steps that have no picture, where that is what went wrong.
+
+        Few recordings have such steps, and to look for them takes as long as decoding all pictures.
+        """
+        if self.decode_images or not isinstance(error, UndecodableError):
+            return None
+        return replace(self, decode_images=True)
 
 
 def bag_origins(directory: Path, parameters: Path | None = None) -> list[BagOrigin]:

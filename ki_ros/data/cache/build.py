@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import cv2
 
@@ -36,6 +36,15 @@ class Origin(Protocol):
 
     def episodes(self) -> Iterable[SourceEpisode]:
         """Reads them, one after the other. Raises ValueError or OSError for an origin that has none to give."""
+        ...
+
+
+@runtime_checkable
+class RetriedOrigin(Origin, Protocol):
+    """An origin that can be read another way once its episodes turn out to be damaged."""
+
+    def after(self, error: ValueError) -> Origin | None:
+        """What to read in place of it, under its name, after this error; None where nothing would be better."""
         ...
 
 
@@ -228,4 +237,5 @@ def _add(directory: Path, storage: Storage, origin: Origin, fingerprint: str) ->
     try:
         return origin.name, add_part(directory, storage, origin.name, fingerprint, episodes), ""
     except ValueError as error:
-        return origin.name, 0, str(error)
+        other = origin.after(error) if isinstance(origin, RetriedOrigin) else None
+        return (origin.name, 0, str(error)) if other is None else _add(directory, storage, other, fingerprint)
