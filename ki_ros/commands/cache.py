@@ -11,6 +11,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from ki_ros.commands.losses import print_damaged, print_left_out
 from ki_ros.commands.progress import progress_bar
 from ki_ros.data.cache import Cache
 from ki_ros.data.cache.bags import bag_origins, bag_settings
@@ -87,8 +88,7 @@ def build_with_progress(
             progress=show,
             waiting=lambda: shown.print(f"waiting for another process that reads into {plan.directory}"),
         )
-    for name, reason in report.refused.items():
-        shown.print(f"[red]left out[/] {name}: {reason}", highlight=False, soft_wrap=True)
+    print_left_out(shown, report.refused)
     for name in report.removed:
         shown.print(f"[yellow]removed[/] {name}: it is there no longer", highlight=False, soft_wrap=True)
     return report
@@ -124,9 +124,7 @@ def _print(figures: dict, report: BuildReport) -> None:
     for task in figures["tasks"]:
         table.add_row(task["instruction"] or "(none)", task["outcome"], str(task["episodes"]), f"{task['steps']:,}")
     console.print(table)
-    for name, damage in figures["damaged"].items():
-        more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
-        console.print(f"[yellow]damaged[/] {name}: {damage[0]}{more}", highlight=False, soft_wrap=True)
+    print_damaged(console, figures["damaged"])
     console.print(
         f"{figures['episodes']} episodes, {figures['steps']:,} steps ({figures['idle_steps']:,} idle), "
         f"{figures['seconds'] / 60:.1f} min, {figures['bytes'] / 1e6:.1f} MB as {figures['encoding']}; "

@@ -7,6 +7,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from ki_ros.commands.losses import print_damaged, print_left_out
 from ki_ros.commands.progress import progress_bar
 from ki_ros.data.lerobot import ExportOptions, ExportProgress, ExportReport, export_dataset
 from ki_ros.data.lerobot.features import Images
@@ -62,13 +63,10 @@ def export_lerobot(
 
 
 def _print(report: ExportReport, output: Path, size: int) -> None:
-    for name, reason in report.refused.items():
-        console.print(f"[red]left out[/] {name}: {reason}", highlight=False, soft_wrap=True)
+    print_left_out(console, report.refused)
     for outcome, count in sorted(report.other_outcomes.items()):
         console.print(f"[yellow]left out[/] {count} of outcome {outcome}", highlight=False)
-    for name, damage in report.damaged.items():
-        more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
-        console.print(f"[yellow]damaged[/] {name}: {damage[0]}{more}", highlight=False, soft_wrap=True)
+    print_damaged(console, report.damaged)
     console.print(
         f"{output}: {report.recorded} episodes as {report.episodes}, {report.frames:,} frames, {report.tasks} tasks, "
         f"{size / 1e6:.1f} MB",

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from ki_ros.data.cache import Cache, CachedEpisode, CacheError
+from ki_ros.data.cache.episode import OUTCOMES
 from ki_ros.rig import NUM_JOINTS, VELOCITY_TO_DELTA, ActionSpace, CameraRole
 from ki_ros.sample import Sample
 
@@ -208,9 +209,8 @@ def select_episodes(cache: Cache, outcomes: Sequence[str], episodes: Sequence[in
         ValueError: an unknown outcome, no outcome, or an episode that the cache does not have, or one twice.
         CacheError: no episode has one of these outcomes.
     """
-    known = ("success", "failure", "unknown")
-    if not outcomes or (wrong := [outcome for outcome in outcomes if outcome not in known]):
-        raise ValueError(f"outcomes has {wrong[0] if outcomes else 'nothing'!r}; use some of {', '.join(known)}")
+    if not outcomes or (wrong := [outcome for outcome in outcomes if outcome not in OUTCOMES]):
+        raise ValueError(f"outcomes has {wrong[0] if outcomes else 'nothing'!r}; use some of {', '.join(OUTCOMES)}")
     there = range(len(cache.episodes))
     numbers = list(there) if episodes is None else sorted(operator.index(number) for number in episodes)
     if bad := [number for number in numbers if number not in there]:
@@ -219,7 +219,7 @@ def select_episodes(cache: Cache, outcomes: Sequence[str], episodes: Sequence[in
         raise ValueError(f"episodes has {next(n for n in numbers if numbers.count(n) > 1)} twice; give each once")
     chosen = tuple(number for number in numbers if cache.episodes[number].outcome in outcomes)
     if not chosen:
-        counts = {outcome: sum(cache.episodes[n].outcome == outcome for n in numbers) for outcome in known}
+        counts = {outcome: sum(cache.episodes[n].outcome == outcome for n in numbers) for outcome in OUTCOMES}
         has = ", ".join(f"{count} of outcome {outcome}" for outcome, count in counts.items() if count) or "none"
         raise CacheError(
             f"{cache.directory}: no episode of outcome {' or '.join(outcomes)} among {len(numbers)} (there are: "

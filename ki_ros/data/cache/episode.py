@@ -10,6 +10,9 @@ import numpy as np
 
 from ki_ros.rig import CameraRole
 
+OUTCOMES = ("success", "failure", "unknown")
+"""How an episode may have ended."""
+
 
 class SourceEpisode(Protocol):
     """T steps at a constant rate. `ki_ros.data.episodes.Episode` is one.
@@ -18,7 +21,7 @@ class SourceEpisode(Protocol):
         bag: where it was recorded.
         id: its name; episodes of equal ids are never split between training and evaluation.
         instruction: what was to be done.
-        outcome: "success", "failure" or "unknown".
+        outcome: one of `OUTCOMES`.
         robot: the arm, as `ki_ros.rig.robot` knows it.
         rate: steps per second [Hz].
         action_source: what the targets were taken from.

@@ -18,15 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from ki_ros.data.cache.episode import SourceEpisode
+from ki_ros.data.cache.episode import OUTCOMES, SourceEpisode
 from ki_ros.data.cache.pictures import ENCODINGS, Encoding, checksum, encode
 from ki_ros.files import sync_tree, write_json
 from ki_ros.rig import STATE_DIM, CameraRole
 
 VERSION = 1
 """Of the format. A cache of another version is made anew."""
-
-OUTCOMES = ("success", "failure", "unknown")
 
 ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
     "stamps": (np.int64, ()),

@@ -13,9 +13,9 @@ import numpy as np
 
 from ki_ros.data.cache import SourceEpisode
 from ki_ros.data.cache.build import Origin
+from ki_ros.data.cache.episode import OUTCOMES
 from ki_ros.data.lerobot.errors import LeRobotError
 from ki_ros.data.lerobot.features import Images
-from ki_ros.data.lerobot.mapping import OUTCOMES
 from ki_ros.data.lerobot.video import CODECS, Codec
 from ki_ros.data.lerobot.writer import DatasetWriter, Rows
 from ki_ros.files import assembled

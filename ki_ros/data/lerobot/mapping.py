@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from ki_ros.data.cache.episode import OUTCOMES
 from ki_ros.data.lerobot import layout
 from ki_ros.data.lerobot.errors import LeRobotError
 from ki_ros.data.lerobot.features import ACTION_NAMES, image_key
 from ki_ros.rig import ROBOTS, STATE_DIM, ActionSpace, CameraRole
-
-OUTCOMES = ("success", "failure", "unknown")
 
 
 @dataclass(frozen=True)
