@@ -103,6 +103,35 @@ def test_another_thread_draws_a_snapshot_while_the_rig_goes_on(simulated):
     assert np.array_equal(drawn[0], expected)
 
 
+def pictures(rig):
+    return {role: rig.render(role) for role in CameraRole}
+
+
+def test_rigs_in_one_thread_draw_each_its_own_picture():
+    """In turn, and also after one of them is gone."""
+    # What the first one draws before there is another is what it must go on to draw.
+    first = SimulatedRig(seed=3)
+    expected = pictures(first)
+    second = SimulatedRig(seed=4, sizes={CameraRole.EXTERIOR_1: CameraSize(100, 60)})
+    of_second = pictures(second)
+    assert difference(expected[CameraRole.EXTERIOR_2], of_second[CameraRole.EXTERIOR_2]) > 0.002
+    for role in CameraRole:
+        np.testing.assert_array_equal(first.render(role), expected[role])
+        np.testing.assert_array_equal(second.render(role), of_second[role])
+    second.close()
+    assert_draws(first, expected)
+    third = SimulatedRig(seed=3)
+    assert_draws(third, expected)
+    third.close()
+    assert_draws(first, expected)
+    first.close()
+
+
+def assert_draws(rig, expected):
+    for role, picture in pictures(rig).items():
+        np.testing.assert_array_equal(picture, expected[role])
+
+
 def test_each_camera_may_have_a_size_of_its_own():
     rig = SimulatedRig(sizes={CameraRole.EXTERIOR_1: CameraSize(640, 360), CameraRole.WRIST: CameraSize(100, 120)})
     assert rig.render("exterior_1").shape == (360, 640, 3)
