@@ -108,7 +108,8 @@ def _table() -> Table:
 def _add(table: Table, name: str, check: BagCheck) -> None:
     for _, figures in check.episodes:
         table.add_row(
-            escape(name if figures.id == check.bag.name else f"{name}: {figures.id}"),
+            # The recorder's directories are named after the time and the episode.
+            escape(name if name.endswith(figures.id) else f"{name}: {figures.id}"),
             f"{escape(figures.instruction) or '[red]none[/]'}\n[dim]{figures.outcome}, {figures.action_source}[/]",
             f"{figures.seconds:.1f} s\n{figures.steps} steps\n{figures.segments} segment{'s' * (figures.segments > 1)}",
             "\n".join(_stream(stream, each) for stream, each in figures.streams.items()),

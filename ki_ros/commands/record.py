@@ -61,7 +61,7 @@ def record(
     Raises:
         BringupError: settings that cannot be started.
         GraphError: the recorder ended.
-        RecordError: rosbag2 is asked for and not installed, or the recorder does not answer.
+        RecordError: rosbag2 is asked for and not installed, the recorder does not answer, or there is another one.
     """
     settings = bringup.Settings(
         sim=sim, robot=robot, params_file=params_file, record=str(output), auto_episodes=auto_episodes
@@ -142,6 +142,11 @@ class _Conversation:
         return True
 
     def _begin(self, line: str) -> None:
+        if self._node.count_services(topics.START_EPISODE) > 1:
+            raise RecordError(
+                f"another recorder answers {topics.START_EPISODE}, and both would record the episode; stop it (record "
+                "of `ki-ros up` and of the launch file starts one), or call its services instead"
+            )
         self._instruction = line or self._instruction
         answer = self._call(self._start, srv.StartEpisode.Request(instruction=self._instruction))
         self._recording = answer.success
