@@ -140,21 +140,15 @@ def describe_finetune(settings: FinetuneSettings) -> NodeDescription:
     """
     if not settings.bags.strip():
         raise BringupError("bags is empty; give the directory of the recordings: bags:=DIR")
+    values = dataclasses.asdict(settings)
     try:
-        overrides = shlex.split(settings.overrides)
-        niceness = int(settings.niceness or 10)
+        values["overrides"] = shlex.split(settings.overrides)
     except ValueError as error:
-        raise BringupError(f"overrides {settings.overrides!r} or niceness {settings.niceness!r}: {error}") from error
-    values: dict[str, Any] = {
-        "bags": settings.bags,
-        "config": settings.config,
-        "output": settings.output,
-        "checkpoint": settings.checkpoint,
-        "overrides": overrides or [""],
-        "resume": settings.resume,
-        "niceness": niceness,
-    }
-    parameters = {f"training.{name}": value for name, value in values.items()}
+        raise BringupError(f"overrides is {settings.overrides!r} ({error}); close the quotation") from error
+    if settings.niceness and not settings.niceness.isdigit():
+        raise BringupError(f"niceness is {settings.niceness!r}; give 0 to 19")
+    values["niceness"] = int(settings.niceness) if settings.niceness else ""
+    parameters = {f"training.{name}": value for name, value in values.items() if value not in ("", [])}
     return NodeDescription("trainer", (parameters,), executable="policy", namespace="/finetune")
 
 

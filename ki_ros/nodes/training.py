@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -15,8 +16,10 @@ from ki_ros.nodes import topics
 from ki_ros.nodes.diagnostics import ERROR, OK, Report
 from ki_ros.nodes.parameters import parameter
 from ki_ros.share import find_share
-from ki_ros.training.process import TrainingProcess, TrainingRequest
 from ki_ros.training.status import Phase, RunStatus
+
+if TYPE_CHECKING:
+    from ki_ros.training.process import TrainingProcess
 
 PERIOD = 0.5
 """Time between two looks at the run [s]."""
@@ -70,6 +73,9 @@ class Training:
             OSError: the output cannot be written.
             ImportError: what trains is not installed.
         """
+        # Imported here: a node that only acts needs none of what trains.
+        from ki_ros.training.process import TrainingProcess, TrainingRequest
+
         p = self._parameters
         self._look()
         if self._running:
@@ -195,6 +201,7 @@ class Training:
         if status.seconds_left is not None:
             values["seconds_left"] = status.seconds_left
         values["output"] = self._process.output
+        values["process"] = self._process.pid
         values["checkpoint"] = status.checkpoint or "none yet"
         return Report(ERROR if status.phase is Phase.FAILED else OK, _sentence(status), values)
 

@@ -1,7 +1,7 @@
 """The trainer as a process of its own, for a program that goes on with something else, such as serving an arm.
 
-A crash, the memory and the interpreter lock of a training stay out of the program that started it. What the process says
-of itself is read from its status file, and from its exit status.
+A crash, the memory and the interpreter lock of a training stay out of the program that started it. What the process
+says of itself is read from its status file, and from its exit status.
 """
 
 from __future__ import annotations
