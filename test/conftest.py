@@ -1,4 +1,4 @@
-"""Fixtures for all tests."""
+"""What all tests share: the data, how much is tried, and what keeps them steady on a busy machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,28 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Before torch is imported, here and in every process that a test starts. The models of the tests are too small for a
+# second thread to help, and threads that wait for one another lose all their time on a machine that is busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+FULL = os.environ.get("KI_ROS_TEST_FULL", "") not in ("", "0")
+
+# How long an example takes says nothing where other processes want the processors too.
+settings.register_profile(
+    "ki_ros",
+    deadline=None,
+    max_examples=500 if FULL else 50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ki_ros")
+
+
+@pytest.fixture(scope="session")
+def full() -> bool:
+    """Whether everything is to be tried that a run leaves out for its time: KI_ROS_TEST_FULL is set to 1."""
+    return FULL
 
 
 @pytest.fixture(scope="session")
