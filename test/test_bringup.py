@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -151,6 +152,12 @@ def test_the_plain_command_has_the_topics_of_the_recorder():
         streams = RigStreams.from_parameter_file(config)
         command = bringup.plain_record_command(Settings(params_file=str(config)))
         assert command[command.index("--topics") + 1 :] == recorded_topics(streams, **executor).names
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/recording.md"])
+def test_the_documented_plain_command_is_the_one_of_the_default_file(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert shlex.join(bringup.plain_record_command(Settings())) in " ".join(text.replace("\\\n", " ").split())
 
 
 def test_the_fast_dds_profile_is_chosen_unless_there_is_one(monkeypatch):
