@@ -87,7 +87,7 @@ def expected(checkpoint: Path) -> np.ndarray:
     return policy.infer(dict.fromkeys(ROLES, picture(1)), STATE, INSTRUCTION).astype(np.float32)
 
 
-def test_a_run_is_killed_resumed_stopped_and_done_and_its_checkpoint_acts(
+def test_a_run_is_stopped_resumed_and_done_and_its_checkpoint_acts(
     graph: Graph, bags: Path, config: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
@@ -107,24 +107,14 @@ def test_a_run_is_killed_resumed_stopped_and_done_and_its_checkpoint_acts(
     graph.until(lambda: graph.status.state == RUNNING and graph.status.checkpoint, "a checkpoint")
     assert graph.status.steps == 1000000
     assert graph.status.seconds_left > 0
-    graph.until(lambda: graph.figure("training", "process"), "the process in the diagnostics")
-    os.kill(int(graph.figure("training", "process")), signal.SIGKILL)
-    killed = graph.reach(FAILED)
-    assert "SIGKILL" in killed.message
-    assert "resume" in killed.message
-    assert Path(killed.checkpoint).is_dir()
-
-    refused = graph.train(**endless)
-    assert not refused.success
-    assert "resume" in refused.message
-    assert graph.status.state == FAILED, "what was refused is no run"
-    answer = graph.train(**endless, resume=True)
-    assert answer.success, answer.message
-    graph.until(lambda: graph.status.state == RUNNING and graph.status.step > killed.step + 3, "steps after resuming")
     assert graph.stop().success
     stopped = graph.reach(STOPPED)
     assert stopped.checkpoint.endswith(f"step_{stopped.step:08d}"), "what was done is saved"
     assert not graph.stop().success
+    refused = graph.train(**endless)
+    assert not refused.success
+    assert "resume" in refused.message
+    assert graph.status.state == STOPPED, "what was refused is no run"
 
     first = len(graph.statuses)
     assert graph.train(**request | {"overrides": [f"steps={stopped.step + 2}"]}, resume=True).success
@@ -173,6 +163,15 @@ def test_a_run_that_cannot_be_is_refused_or_fails_with_the_reason(
     status = graph.reach(FAILED)
     assert str(tmp_path / "empty") in status.message
     assert "Traceback" not in status.message
+    graph.until(lambda: graph.figure("training", "phase") == "failed", "the end in the diagnostics")
+
+    # What nobody finds out in time.
+    assert graph.train(**request).success
+    graph.until(lambda: graph.figure("training", "phase") == "preparing", "the process in the diagnostics")
+    os.kill(int(graph.figure("training", "process")), signal.SIGKILL)
+    status = graph.reach(FAILED)
+    assert "SIGKILL" in status.message
+    assert "train.log" in status.message
 
 
 def test_a_checkpoint_that_must_not_be_loaded_leaves_the_one_in_use(graph: Graph, checkpoints: dict[str, Path]) -> None:

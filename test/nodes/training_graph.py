@@ -25,7 +25,7 @@ from ki_ros.nodes import stamps, topics
 from ki_ros.nodes.policy import PolicyNode
 from ki_ros.rig import GRIPPER_JOINT, PANDA, RESET_JOINT_POSITIONS, CameraRole
 
-DEADLINE = 120.0
+DEADLINE = 240.0
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND
 ROLES = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
