@@ -167,10 +167,9 @@ class BagChunks:
         """Actions (..., 8) at steps (...,) of segments that end before `ends`."""
         last = np.asarray(ends) - 1
         inside = np.minimum(steps, last)
-        actions = self.cache.targets[inside]
+        actions = step_actions(self.cache.states[inside], self.cache.targets[inside], self._action_space)
         if self._action_space is ActionSpace.JOINT_VELOCITY:
-            moved = (actions[..., :NUM_JOINTS] - self.cache.states[inside, :NUM_JOINTS]) / VELOCITY_TO_DELTA
-            actions[..., :NUM_JOINTS] = np.where((steps <= last)[..., None], moved, 0.0)
+            actions[steps > last, :NUM_JOINTS] = 0.0
         return actions
 
     def _instruction_of(self, episode: CachedEpisode) -> str:
@@ -200,6 +199,14 @@ class BagChunks:
                 "views, take these bags out of the directory, or give missing_views='mask' to train without the views "
                 "that they lack"
             )
+
+
+def step_actions(states: np.ndarray, targets: np.ndarray, action_space: ActionSpace) -> np.ndarray:
+    """Actions (..., 8) of steps with these states and targets, (..., 8) each: row 0 of their chunks."""
+    actions = targets.copy()
+    if action_space is ActionSpace.JOINT_VELOCITY:
+        actions[..., :NUM_JOINTS] = (targets[..., :NUM_JOINTS] - states[..., :NUM_JOINTS]) / VELOCITY_TO_DELTA
+    return actions
 
 
 def select_episodes(cache: Cache, outcomes: Sequence[str], episodes: Sequence[int] | None = None) -> tuple[int, ...]:

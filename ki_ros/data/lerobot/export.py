@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ki_ros.data.bag_chunks import step_actions
 from ki_ros.data.cache import SourceEpisode
 from ki_ros.data.cache.build import Origin
 from ki_ros.data.cache.episode import OUTCOMES
@@ -19,7 +20,7 @@ from ki_ros.data.lerobot.features import Images
 from ki_ros.data.lerobot.video import CODECS, Codec
 from ki_ros.data.lerobot.writer import DatasetWriter, Rows
 from ki_ros.files import assembled
-from ki_ros.rig import NUM_JOINTS, VELOCITY_TO_DELTA, ActionSpace, CameraRole
+from ki_ros.rig import ActionSpace, CameraRole
 
 ROBOT_TYPE = "franka_droid"
 
@@ -160,14 +161,6 @@ def export_dataset(
     return report
 
 
-def actions(states: np.ndarray, targets: np.ndarray, action_space: ActionSpace) -> np.ndarray:
-    """(T, 8) actions of steps with these states and targets, (T, 8) each, by the rule of `ki_ros.data.bag_chunks`."""
-    result = targets.copy()
-    if action_space is ActionSpace.JOINT_VELOCITY:
-        result[:, :NUM_JOINTS] = (targets[:, :NUM_JOINTS] - states[:, :NUM_JOINTS]) / VELOCITY_TO_DELTA
-    return result
-
-
 def _episodes(origin: Origin, report: ExportReport) -> Iterator[SourceEpisode]:
     try:
         episodes = list(origin.episodes())
@@ -224,7 +217,7 @@ def _add(
     pictures: Iterator[Mapping[CameraRole, np.ndarray]],
     action_space: ActionSpace,
 ) -> None:
-    values = actions(episode.states, episode.targets, action_space)
+    values = step_actions(episode.states, episode.targets, action_space)
     segment = np.asarray(episode.segment)
     starts = [0, *(np.flatnonzero(np.diff(segment)) + 1).tolist(), len(segment)]
     outcome = str(episode.outcome)
