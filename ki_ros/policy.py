@@ -244,6 +244,10 @@ class Policy:
         """
         return self._act(self.observe(views, state, instruction), None)
 
+    def reseed(self, seed: int) -> None:
+        """Begins the noise of the inferences to come anew, as it begins with that seed."""
+        self._generator.manual_seed(seed)
+
     def warm_up(self) -> float:
         """One inference on black views, so that the first real one is not the slow one; the time it took [s].
 

@@ -182,6 +182,18 @@ def test_untrained_weights_are_announced_and_depend_on_the_seed(caplog: pytest.L
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_reseeding_begins_the_noise_anew(checkpoint: Path) -> None:
+    policy = fresh(checkpoint)
+    chunks = []
+    for seed in (5, None, 5, 6):
+        if seed is not None:
+            policy.reseed(seed)
+        chunks.append(policy.infer(random_views(), STATE, "stop"))
+    assert np.array_equal(chunks[0], chunks[2])
+    assert not np.array_equal(chunks[0], chunks[1])
+    assert not np.array_equal(chunks[0], chunks[3])
+
+
 def test_checkpoint_names_its_action_space(tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path, action_space=ActionSpace.JOINT_POSITION)
     assert fresh(directory).action_space is ActionSpace.JOINT_POSITION

@@ -30,6 +30,10 @@ class Acts(Protocol):
         """Of its actions."""
         ...
 
+    def reseed(self, seed: int) -> None:
+        """An episode begins; whatever is random in it follows from the seed."""
+        ...
+
     def infer(self, views: dict[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> np.ndarray | None:
         """Actions (horizon, 8); None for none."""
         ...
@@ -86,11 +90,12 @@ class Evaluator:
         self._kinematics = Kinematics(self._rig.model, robot.position_lower, robot.position_upper)
 
     def run(self, task: Task, seed: int) -> Result:
-        """The episode of that task and layout seed."""
+        """The episode of that task and seed, whatever episodes were before it."""
         rig, policy = self._rig, self._policy
         layout = draw_layout(task, seed, self._kinematics)
         layout.place(rig)
         referee = Referee(layout, rig)
+        policy.reseed(seed)
 
         def watch() -> bool:
             referee.look()

@@ -40,6 +40,9 @@ class FASTPolicy:
         """What the first seven values of an action mean."""
         return self._policy.action_space
 
+    def reseed(self, seed: int) -> None:
+        """Nothing: greedy tokens need no noise."""
+
     def infer(self, views: Mapping[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> np.ndarray | None:
         """As `Policy.infer`; None where the tokens are malformed."""
         actions = self._decoder(self._policy.observe(views, state, instruction))[0]

@@ -53,6 +53,9 @@ class Still:
 
     action_space = ActionSpace.JOINT_POSITION
 
+    def reseed(self, seed):
+        self.seed = seed
+
     def infer(self, views, state, instruction):
         assert {view.shape for view in views.values()} == {(180, 320, 3)}
         assert instruction
@@ -60,9 +63,11 @@ class Still:
 
 
 def test_a_policy_that_stays_has_no_success_and_goes_nowhere():
-    evaluator = Evaluator(Still())
+    policy = Still()
+    evaluator = Evaluator(policy)
     outcome = evaluator.run(Task.REACH, episode_seed(7, 0))
     evaluator.close()
+    assert policy.seed == episode_seed(7, 0)
     assert not outcome.success
     assert outcome.went_to is None
     assert not outcome.followed
