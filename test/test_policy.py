@@ -237,7 +237,10 @@ def test_public_checkpoint_acts_in_its_first_eight_dimensions(tmp_path: Path) ->
         ({"preset": "ki_tiny", "norm_stats": "/nowhere"}, "/nowhere: cannot be read"),
         ({"preset": "ki_tiny", "base_view": CameraRole.WRIST}, "base_view"),
         ({"preset": "pi05_droid_ki"}, r"norm_stats\.json"),
-        ({"preset": "pi05_droid_ki", "norm_stats": SHIPPED / "untrained" / "norm_stats.json"}, "gs://big_vision/paligemma_tokenizer"),
+        (
+            {"preset": "pi05_droid_ki", "norm_stats": SHIPPED / "untrained" / "norm_stats.json"},
+            "gs://big_vision/paligemma_tokenizer",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_named(options: dict, message: str) -> None:

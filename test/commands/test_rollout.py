@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ki_ros.commands.report import draw
 from ki_ros.commands.reaching import Reaching, Spoken
+from ki_ros.commands.report import draw
 from ki_ros.commands.rollout import Rollout, figures, limit_violations
 from ki_ros.rig import PANDA, RESET_JOINT_POSITIONS
 
