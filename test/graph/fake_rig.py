@@ -14,22 +14,25 @@ from ki_ros import msg, rig, srv
 from ki_ros.nodes import stamps, topics
 
 CAMERAS = {"exterior_1": "/camera/exterior_1/image_raw", "wrist": "/camera/wrist/image_raw"}
+STREAMS = frozenset({*CAMERAS, "joint_states", "gripper"})
 CAMERA_PERIOD = 1 / 30
-JOINT_PERIOD = 1 / 200
+JOINT_PERIOD = 1 / 100
 
 
 class FakeRig(Node):
-    """Two cameras at 30 Hz and joint states at 200 Hz; the arm follows its commands with a time constant of 30 ms.
+    """Two cameras at 30 Hz and joint states at 100 Hz; the arm follows its commands with a time constant of 30 ms.
 
-    Records every command, and every status of the executor. `streams` says what is published.
+    Records every command, every status of the executor, and when it came to publish joint states itself. `streams` says
+    what is published.
     """
 
     def __init__(self, **options) -> None:
         super().__init__("fake_rig", **options)
-        self.streams = {*CAMERAS, "joint_states", "gripper"}
+        self.streams = set(STREAMS)
         self.joints = np.array(rig.RESET_JOINT_POSITIONS)
         self.commands: list[tuple[float, np.ndarray]] = []
         self.statuses: list[tuple[float, msg.ExecutorStatus]] = []
+        self.turns: list[float] = []
         self.epoch: msg.Epoch | None = None
         self.chunk: msg.ActionChunk | None = None
         self.controller_commands = 0
@@ -76,6 +79,7 @@ class FakeRig(Node):
                 publisher.publish(image)
 
     def _publish_joints(self) -> None:
+        self.turns.append(time.time())
         self.joints += (self._target - self.joints) * (1 - np.exp(-JOINT_PERIOD / 0.03))
         if "joint_states" in self.streams:
             state = JointState(name=list(rig.PANDA.joint_names), position=self.joints.tolist(), velocity=[0.0] * 7)
