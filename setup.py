@@ -59,6 +59,7 @@ setup(
             "import-linter>=2,<3",
             "pytest>=8,<10",
             "pytest-timeout>=2.3,<3",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.6,<1",
         ],
     },

@@ -24,6 +24,14 @@ settings.register_profile(
 settings.load_profile("ki_ros")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of nodes and of the graph run in real time, which other tests beside them would disturb."""
+    for item in items:
+        if item.path.parent.name in ("graph", "nodes"):
+            item.add_marker("graph")
+
+
 @pytest.fixture(scope="session")
 def full() -> bool:
     """Whether everything is to be tried that a run leaves out for its time: KI_ROS_TEST_FULL is set to 1."""

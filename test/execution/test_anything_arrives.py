@@ -195,7 +195,6 @@ class AnythingArrives(RuleBasedStateMachine):
             assert sum(self.executor.chunks.values()) <= next(self.sequences)
 
 
-AnythingArrives.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+# How many examples, the profile in test/conftest.py says.
+AnythingArrives.TestCase.settings = settings(stateful_step_count=40, suppress_health_check=list(HealthCheck))
 TestAnythingArrives = AnythingArrives.TestCase

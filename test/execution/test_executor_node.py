@@ -30,6 +30,8 @@ from ki_ros.nodes.parameters import ParameterError  # noqa: E402
 from ki_ros.rig import PANDA, RESET_JOINT_POSITIONS  # noqa: E402
 from ki_ros.srv import SetInstruction  # noqa: E402
 
+pytestmark = pytest.mark.graph
+
 HOLDING, EXECUTING, DISABLED = (getattr(msg.ExecutorStatus, n) for n in ("HOLDING", "EXECUTING", "DISABLED"))
 PATIENCE = 15.0
 

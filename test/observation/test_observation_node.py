@@ -23,6 +23,8 @@ from ki_ros.nodes.stamps import from_message
 from ki_ros.resize import resize_with_pad
 from ki_ros.rig import FR3, GRIPPER_JOINT, PANDA
 
+pytestmark = pytest.mark.graph
+
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 

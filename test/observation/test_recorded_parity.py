@@ -26,6 +26,8 @@ from ki_ros.observation.rig_streams import RigStreams
 from ki_ros.policy import Policy
 from ki_ros.rig import GRIPPER_JOINT, PANDA, CameraRole
 
+pytestmark = pytest.mark.graph
+
 WRIST = "/camera/wrist/image_raw/compressed"
 RECORDED = {
     "/camera/exterior_1/image_raw": Image,
