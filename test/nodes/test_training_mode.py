@@ -190,14 +190,14 @@ def test_a_checkpoint_that_must_not_be_loaded_leaves_the_one_in_use(graph: Graph
 
 
 def test_nothing_is_loaded_while_the_executor_may_move_the_arm(graph: Graph, checkpoints: dict[str, Path]) -> None:
-    with graph.executor(HOLDING):
-        answer = graph.load(checkpoints["good"])
-    assert not answer.success
-    assert "/enable" in answer.message
     with graph.executor(None):
         silent = graph.load(checkpoints["good"])
     assert not silent.success
     assert "nothing" in silent.message
+    with graph.executor(HOLDING):
+        answer = graph.load(checkpoints["good"])
+    assert not answer.success
+    assert "/enable" in answer.message
     with graph.executor(DISABLED):
         answer = graph.load(checkpoints["good"])
     assert answer.success, answer.message
