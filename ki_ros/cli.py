@@ -101,7 +101,7 @@ class Cache:
     """Directory of the bags, at any depth."""
     output: Annotated[Path, tyro.conf.Positional]
     """Directory of the cache; `ki-ros train` takes BAGS.cache when nothing else is said."""
-    parameters: Path | None = None
+    params_file: Path | None = None
     """Parameter file of the graph that the bags were recorded with; left out: topics are found in the bags."""
     encoding: Literal["jpeg", "raw"] = "jpeg"
     """How pictures are kept; raw ones are exact and nine times as large."""
@@ -258,7 +258,7 @@ class Export:
     """Of the episodes to write."""
     instruction: str = ""
     """Of episodes that were recorded without one; empty: they are refused."""
-    parameters: Path | None = None
+    params_file: Path | None = None
     """Parameter file of the graph that bags were recorded with; left out: topics are found in the bags."""
     json: Path | None = None
     """Write the figures to this file too."""

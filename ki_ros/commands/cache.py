@@ -26,7 +26,7 @@ def cache(
     *,
     bags: Path,
     output: Path,
-    parameters: Path | None,
+    params_file: Path | None,
     encoding: Literal["jpeg", "raw"],
     quality: int,
     workers: int,
@@ -40,9 +40,9 @@ def cache(
         OSError: the cache cannot be written.
     """
     plan = CachePlan(
-        origins=bag_origins(bags, parameters),
+        origins=bag_origins(bags, params_file),
         directory=output,
-        storage=Storage(encoding, quality, bag_settings(parameters)),
+        storage=Storage(encoding, quality, bag_settings(params_file)),
         workers=workers or os.cpu_count() or 1,
     )
     try:

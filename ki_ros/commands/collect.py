@@ -60,7 +60,7 @@ def collect(
         )
     )
     figures = {task.value: _figures([c for c in collected if c.id.startswith(f"{task.value}_")]) for task in tasks}
-    table = Table("task", "recorded", "succeeded", "seconds")
+    table = Table("task", "recorded now", "succeeded", "seconds")
     for name, values in figures.items():
         table.add_row(name, str(values["episodes"]), str(values["successes"]), f"{values['seconds']:.0f}")
     console.print(table)

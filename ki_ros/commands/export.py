@@ -30,7 +30,7 @@ def export_lerobot(
     views: tuple[str, ...],
     outcomes: tuple[str, ...],
     instruction: str,
-    parameters: Path | None,
+    params_file: Path | None,
     json: Path | None,
 ) -> int:
     """Exports with a bar and prints what was written; returns the exit status. Arguments as in `ki_ros.cli`.
@@ -47,7 +47,7 @@ def export_lerobot(
         outcomes=outcomes,
         instruction=instruction,
     )
-    origins = open_source(source, parameters)
+    origins = open_source(source, params_file)
     with progress_bar("exporting", "{task.fields[frames]:,} frames", console, transient=True) as bar:
         task = bar.add_task("", total=None, frames=0)
 
