@@ -298,7 +298,11 @@ def _overrides(node: str, settings: Settings) -> dict[str, Any]:
             "gripper_command_topic": s.gripper_controller_topic,
         },
     }
-    return {key: value for key, value in by_node[node].items() if value != ""}
+    values = {key: value for key, value in by_node[node].items() if value != ""}
+    if node == "policy" and s.preset and not s.checkpoint:
+        # A preset that is asked for is not what a checkpoint of the parameter file holds.
+        values["checkpoint"] = ""
+    return values
 
 
 def _recorder_overrides(settings: Settings) -> dict[str, Any]:

@@ -195,3 +195,14 @@ def test_settings_win_over_the_parameter_file(tmp_path):
     chosen = bringup.chosen_parameters(settings, "executor")
     assert (chosen["robot"], chosen["command_rate"], chosen["joint_states_topic"]) == ("fr3", 50, "/b")
     assert chosen["trajectory_topic"] == "/c", "the controller that the file names takes the topic"
+
+
+def test_a_preset_that_is_asked_for_does_not_take_the_file_s_checkpoint(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text("policy:\n  ros__parameters: {preset: lab, checkpoint: /of/the/lab}\n")
+    asked = {"": "/of/the/lab", "/given": "/given"}
+    for checkpoint, expected in asked.items():
+        settings = Settings(params_file=str(file), checkpoint=checkpoint)
+        assert bringup.chosen_parameters(settings, "policy")["checkpoint"] == expected
+    settings = Settings(params_file=str(file), preset="ki_tiny")
+    assert bringup.chosen_parameters(settings, "policy")["checkpoint"] == ""
