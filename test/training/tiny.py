@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -60,31 +61,50 @@ def write(directory: Path, **changes: Any) -> Path:
     return file
 
 
-def environment() -> dict[str, str]:
+def environment(**more: str) -> dict[str, str]:
     """Of child processes."""
-    return os.environ | {"OMP_NUM_THREADS": "1"}
+    return os.environ | {"OMP_NUM_THREADS": "1"} | more
 
 
-def command(file: Path, *options: str, processes: int = 1) -> list[str]:
-    """`ki-ros train`, under torchrun for several processes."""
-    launcher = []
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *launcher, "-m", "ki_ros.cli", "train", str(file), *options]
+def command(file: Path, *options: str) -> list[str]:
+    """`ki-ros train`."""
+    return [sys.executable, "-m", "ki_ros.cli", "train", str(file), *options]
 
 
-def run(file: Path, *options: str, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs it to its end."""
+def run(file: Path, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end, in a process of its own."""
     done = subprocess.run(
-        command(file, *options, processes=processes),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=240,
-        check=False,
+        command(file, *options), capture_output=True, text=True, env=environment(), timeout=280, check=False
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def run_ranks(command: list[str], processes: int = 2) -> None:
+    """Runs a command in several processes that form a group, told of one another as torchrun would, to its end.
+
+    Without torchrun: on one machine it adds a process that takes as long to start as each of the others.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=environment(**group, RANK=str(rank), LOCAL_RANK=str(rank)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        said = [rank.communicate(timeout=280)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert not any(rank.returncode for rank in ranks), "\n".join(said)
 
 
 def curve(directory: Path, name: str = "loss") -> list[float]:
