@@ -15,7 +15,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: run scripts/setup")
 import rclpy
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
-from waiting import FAULTS
+from waiting import FAULTS, FIGURES
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,8 @@ def spinner(domain):
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
+    for line in FIGURES:
+        terminalreporter.write_line(line)
     if not FAULTS:
         return
     terminalreporter.section("faults: how soon the arm holds, and what brings it back")

@@ -1,4 +1,4 @@
-"""Waiting for a condition, and the rows of the fault table."""
+"""Waiting for a condition, and what is measured and printed at the end of the run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 FAULTS: list[dict] = []
 """Rows of the fault table, printed at the end of the run."""
+
+FIGURES: list[str] = []
+"""Other lines that are printed there."""
 
 
 PATIENCE = 180.0
