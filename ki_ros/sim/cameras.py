@@ -43,8 +43,8 @@ MOUNTS: Mapping[CameraRole, Mount] = MappingProxyType(
     {
         # Over the robot's left and right shoulder, on stands beside the base, as a DROID rig has them, aimed at
         # the place where the blocks lie.
-        CameraRole.EXTERIOR_1: Mount("world", (0.10, 0.62, 0.66), (0.48, 0.0, 0.08), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
-        CameraRole.EXTERIOR_2: Mount("world", (0.10, -0.62, 0.66), (0.48, 0.0, 0.08), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
+        CameraRole.EXTERIOR_1: Mount("world", (0.28, 0.50, 0.48), (0.53, 0.04, 0.05), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
+        CameraRole.EXTERIOR_2: Mount("world", (0.28, -0.50, 0.48), (0.53, -0.04, 0.05), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
         # On the gripper's base, 75 mm in front of its axis, the left eye of a stereo pair, pitched towards the fingers.
         CameraRole.WRIST: Mount("base", (0.074, -0.031, 0.011), (-0.239, -0.031, 0.961), (1.0, 0.0, 0.0), WRIST_FOVY),
     }
