@@ -1,10 +1,12 @@
+import itertools
 import threading
 
 import numpy as np
 import pytest
 
-from ki_ros.rig import RESET_JOINT_POSITIONS, CameraRole
-from ki_ros.sim import CameraSize, SimulatedRig
+from ki_ros.rig import PANDA, RESET_JOINT_POSITIONS, CameraRole
+from ki_ros.sim import CameraSize, SimulatedRig, scene
+from ki_ros.sim.kinematics import Kinematics
 from ki_ros.sim.render import resolve_backend
 
 RESET = np.array(RESET_JOINT_POSITIONS)
@@ -34,11 +36,23 @@ def coloured(picture, colour):
 
 
 @pytest.mark.parametrize("role", [CameraRole.EXTERIOR_1, CameraRole.EXTERIOR_2])
-def test_exterior_cameras_see_arm_and_blocks(simulated, role):
-    picture = simulated.render(role)
-    white = np.mean(picture.min(axis=2) > 200)
-    assert 0.02 < white < 0.4
-    assert coloured(picture, 0) > 15
+def test_exterior_cameras_see_the_blocks_and_the_hand_above_them(simulated, role):
+    before = simulated.render(role)
+    assert coloured(before, 0) > 30
+    kinematics = Kinematics(simulated.model, PANDA.position_lower, PANDA.position_upper)
+    simulated.command(kinematics.solve(np.array([0.5, 0.0, 0.12])))
+    simulated.step(2.0)
+    assert 0.03 < difference(before, simulated.render(role)) < 0.4
+
+
+@pytest.mark.parametrize("role", [CameraRole.EXTERIOR_1, CameraRole.EXTERIOR_2])
+def test_every_place_of_a_block_is_in_the_exterior_pictures(simulated, role):
+    (x_low, x_high), (y_low, y_high) = scene.BLOCK_AREA
+    for x, y in itertools.product((x_low, x_high), (y_low, y_high)):
+        for name in simulated.block_names:
+            simulated.set_block_pose(name, [-1.4, 0.0, -0.7])
+        simulated.set_block_pose("red", [x, y, 0.025])
+        assert coloured(simulated.render(role), 0) > 30, (x, y)
 
 
 def test_colours_are_red_green_blue_and_rows_go_down(simulated):
@@ -52,12 +66,11 @@ def test_colours_are_red_green_blue_and_rows_go_down(simulated):
     assert rows.mean() < 90
 
 
-def test_pictures_change_when_the_arm_moves(simulated):
-    before = {role: simulated.render(role) for role in CameraRole}
+def test_the_wrist_picture_changes_when_the_arm_moves(simulated):
+    before = simulated.render(CameraRole.WRIST)
     simulated.command(RESET + np.array([0.5, 0.2, 0, 0.3, 0, 0, 0]))
     simulated.step(1.0)
-    for role in CameraRole:
-        assert difference(before[role], simulated.render(role)) > 0.03, role
+    assert difference(before, simulated.render(CameraRole.WRIST)) > 0.03
 
 
 def test_the_wrist_camera_turns_with_the_wrist(simulated):
