@@ -234,7 +234,7 @@ def test_it_starts_and_stops_in_good_time_and_sends_jpeg_when_told(domain, stop)
         begin = time.monotonic()
         simulator.process.send_signal(stop)
         output, _ = simulator.process.communicate(timeout=10)
-        assert time.monotonic() - begin < 2.0
+        assert time.monotonic() - begin < 5.0
         assert simulator.process.returncode == 0, output
         assert "Traceback" not in output
     finally:
