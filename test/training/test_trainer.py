@@ -43,7 +43,7 @@ def assert_same_checkpoint(one: Path, other: Path, step: int) -> None:
     assert different == []
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> None:
+def wait_for(condition, process: subprocess.Popen, seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "the run ended by itself"
@@ -106,7 +106,7 @@ def test_signal_saves_and_exits(whole: Path, tmp_path: Path, number: signal.Sign
     log = tmp_path / "out" / "metrics.jsonl"
     wait_for(lambda: log.is_file() and log.stat().st_size > 0, process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=240)
     (step,) = checkpoints(tmp_path / "out")
     if step < 8:
         assert process.returncode == 130
