@@ -156,6 +156,9 @@ class SceneRenderer:
 
     def close(self) -> None:
         """Frees the graphics context, in the thread that made it."""
+        if self._gl is not None and self._context is not None:
+            # What is freed belongs to the current context, and another renderer of this thread may have drawn last.
+            self._gl.make_current()
         if self._context is not None:
             self._context.free()
             self._context = None

@@ -131,13 +131,14 @@ def test_rigs_in_one_thread_draw_each_its_own_picture():
     for role in CameraRole:
         np.testing.assert_array_equal(first.render(role), expected[role])
         np.testing.assert_array_equal(second.render(role), of_second[role])
-    second.close()
-    assert_draws(first, expected)
+    # The one that is closed is not the one that drew last: it must free what is its own.
+    first.close()
+    assert_draws(second, of_second)
     third = SimulatedRig(seed=3)
     assert_draws(third, expected)
+    second.close()
+    assert_draws(third, expected)
     third.close()
-    assert_draws(first, expected)
-    first.close()
 
 
 def assert_draws(rig, expected):
