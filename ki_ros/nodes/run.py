@@ -44,8 +44,10 @@ def run(create: Callable[[], Node]) -> None:
         sys.exit(STARTUP_FAILED)
     node = None
     try:
-        node = create()
+        # Before the node, which others see and may stop while it is still being made: after a shutdown rclpy's executor
+        # cannot be made without a traceback.
         spinner = SingleThreadedExecutor()
+        node = create()
         spinner.add_node(node)
         spinner.spin()
     except (KeyboardInterrupt, ExternalShutdownException):

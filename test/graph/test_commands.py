@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,7 @@ def wrong_shape(directory: Path) -> Path:
     tensors["action_in_proj.weight"] = tensors["action_in_proj.weight"][:, :5].contiguous()
     path = directory / "model.safetensors"
     save_file(tensors, path)
+    shutil.copy(ROOT / "models" / "ki_tiny" / "untrained" / "norm_stats.json", directory)
     return path
 
 
