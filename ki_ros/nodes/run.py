@@ -10,6 +10,7 @@ import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions, install_signal_handlers
 
 from ki_ros.variables import die_with_parent
 
@@ -37,18 +38,20 @@ def run(create: Callable[[], Node]) -> None:
     """
     die_with_parent()
     try:
-        rclpy.init(args=sys.argv)
+        rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:
         # Arguments, or a parameter file, that rcl cannot read.
         print(f"ki_ros: {error}", file=sys.stderr)
         sys.exit(STARTUP_FAILED)
+    # ROS is not shut down under a node that is being made, which its other threads or rclpy itself would not survive:
+    # until it spins, a signal is an exception here.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     node = None
     try:
-        # Before the node, which others see and may stop while it is still being made: after a shutdown rclpy's executor
-        # cannot be made without a traceback.
-        spinner = SingleThreadedExecutor()
         node = create()
+        spinner = SingleThreadedExecutor()
         spinner.add_node(node)
+        install_signal_handlers(SignalHandlerOptions.ALL)
         spinner.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
