@@ -93,6 +93,24 @@ def test_samples_are_those_of_a_loop_over_the_steps(cache, space, horizon, drop_
     assert source.action_space is space
 
 
+@pytest.mark.parametrize("space", [VELOCITY, POSITION])
+def test_holding_after_an_episode_s_end_counts_on_request_and_inside_an_episode_never(cache, space):
+    plain = BagChunks(cache, horizon=15, action_space=space, drop_idle=False)
+    held = BagChunks(cache, horizon=15, action_space=space, drop_idle=False, hold_after_end=True)
+    assert held.fingerprint != plain.fingerprint
+    index = 0
+    for episode in (e for e in busy() if e.outcome == "success"):
+        for step in range(len(episode.segment)):
+            _, mask = brute_force(episode, step, 15, space)
+            last = episode.segment[step] == episode.segment[-1]
+            sample = held[index]
+            np.testing.assert_array_equal(sample.action_mask, np.ones(15, bool) if last else mask)
+            np.testing.assert_array_equal(sample.actions, plain[index].actions)
+            index += 1
+    assert index == len(held) == len(plain)
+    np.testing.assert_array_equal(held.chunks()[1], [held[k].action_mask for k in range(len(held))])
+
+
 def test_of_a_pause_the_first_steps_are_kept(cache):
     """A pause goes on no longer than its segment: a new one begins with steps of its own."""
     states, _ = BagChunks(cache, action_space=POSITION, episodes=[1]).states_and_actions()
