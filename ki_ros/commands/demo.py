@@ -72,7 +72,7 @@ def demo(
     _isolate()
     output.mkdir(parents=True, exist_ok=True)
     settings = bringup.Settings(sim=True, preset=preset, checkpoint=checkpoint, params_file=params_file)
-    rollout = _run(settings, seconds, output, _plan(settings, instruction))
+    rollout = _run(settings, seconds, output, instruction)
     values = figures(rollout)
     # matplotlib takes seconds to import, and nobody waits for it while the graph runs.
     from ki_ros.commands.report import draw
@@ -116,11 +116,12 @@ def _isolate() -> None:
     os.environ.update(bringup.environment(sim=True))
 
 
-def _run(settings: bringup.Settings, seconds: float, output: Path, plan: _Plan) -> Rollout:
+def _run(settings: bringup.Settings, seconds: float, output: Path, instruction: str) -> Rollout:
     progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
     console.print(f"ROS domain {os.environ['ROS_DOMAIN_ID']}")
     # Checks the settings, before anything reads the parameter file that they name.
     graph = Graph(settings, output / "logs")
+    plan = _plan(settings, instruction)
     with _monitor(settings, seconds) as monitor, graph, progress:
         step = progress.add_task("starting simulator, observation, policy and executor", total=None)
 
@@ -133,20 +134,18 @@ def _run(settings: bringup.Settings, seconds: float, output: Path, plan: _Plan) 
                     raise DemoError(f"no {what} within {timeout:g} s{_troubles(monitor)}; see {output / 'logs'}")
                 time.sleep(0.02)
 
-        def ask(instruction: str) -> None:
-            answer = monitor.set_instruction(instruction, timeout=10.0)
-            if not answer.success:
-                raise DemoError(f"the instruction {instruction!r} was refused: {answer.message}")
-
-        def elapsed(until: float) -> bool:
-            progress.update(step, completed=_elapsed(monitor.clock), total=seconds)
-            return _elapsed(monitor.clock) >= until
+        def over(end: float) -> bool:
+            elapsed = _elapsed(monitor.clock)
+            progress.update(step, completed=elapsed, total=seconds)
+            return elapsed >= end
 
         wait(monitor.first_observation.is_set, "observation", START_SECONDS)
         spoken: list[Spoken] = []
         started = time.monotonic()
         for number, (text, colour) in enumerate(plan.asks):
-            ask(text)
+            answer = monitor.set_instruction(text, timeout=10.0)
+            if not answer.success:
+                raise DemoError(f"the instruction {text!r} was refused: {answer.message}")
             if number == 0:
                 wait(monitor.executing.is_set, "action chunk that the arm executes", START_SECONDS)
                 started = time.monotonic()
@@ -154,7 +153,7 @@ def _run(settings: bringup.Settings, seconds: float, output: Path, plan: _Plan) 
                 wait(lambda: bool(monitor.clock), "simulated time", START_SECONDS)
             spoken.append(Spoken(monitor.clock[-1].stamp, text, colour))
             end = seconds * (number + 1) / len(plan.asks)
-            wait(partial(elapsed, end), f"{end:.0f} s of simulated time: {text}", 30.0 + 30.0 * seconds)
+            wait(partial(over, end), f"{end:.0f} s of simulated time: {text}", 30.0 + 30.0 * seconds)
         monitor.recording.clear()
         wall_seconds = time.monotonic() - started
         progress.update(step, description="stopping")
