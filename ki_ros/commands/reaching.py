@@ -65,8 +65,7 @@ class Scene:
     """
 
     def __init__(self, task: Task, seed: int, robot: Robot) -> None:
-        model = SimulatedRig(robot=robot).model
-        self._kinematics = Kinematics(model, robot.position_lower, robot.position_upper)
+        self._kinematics = Kinematics.of(SimulatedRig(robot=robot))
         self.layout: Layout = draw_layout(task, seed, self._kinematics)
 
     def instructions(self) -> list[tuple[str, str]]:

@@ -51,8 +51,7 @@ class Collector:
     def __init__(self, output: Path, quality: int | None = 95) -> None:
         self._output, self._quality = output, quality
         self._rig = SimulatedRig()
-        robot = self._rig.robot
-        self._kinematics = Kinematics(self._rig.model, robot.position_lower, robot.position_upper)
+        self._kinematics = Kinematics.of(self._rig)
 
     def collect(self, task: Task, seed: int) -> Collected:
         """The demonstration of that task and seed. Its bag appears when it is complete."""

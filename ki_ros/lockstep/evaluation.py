@@ -86,8 +86,7 @@ class Evaluator:
     def __init__(self, policy: Acts, *, replan: int = 5, latency: float = 0.0) -> None:
         self._policy, self._replan, self._latency = policy, replan, latency
         self._rig = SimulatedRig()
-        robot = self._rig.robot
-        self._kinematics = Kinematics(self._rig.model, robot.position_lower, robot.position_upper)
+        self._kinematics = Kinematics.of(self._rig)
 
     def run(self, task: Task, seed: int) -> Result:
         """The episode of that task and seed, whatever episodes were before it."""

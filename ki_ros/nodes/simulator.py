@@ -160,8 +160,7 @@ class SimulatorNode(Node):
 
     def _place_scene(self, simulated: sim.SimulatedRig) -> Layout:
         """Makes the task's scene, before anybody looks at it."""
-        kinematics = Kinematics(simulated.model, self._robot.position_lower, self._robot.position_upper)
-        layout = draw_layout(Task(self._p.scene), self._p.seed, kinematics)
+        layout = draw_layout(Task(self._p.scene), self._p.seed, Kinematics.of(simulated))
         layout.place(simulated)
         self.get_logger().info(f"the scene is that of {layout.instruction!r}")
         return layout
@@ -316,10 +315,9 @@ class SimulatorNode(Node):
 
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         layout = self._layout
+        put_back = layout.arrange if layout else lambda simulated: simulated.reset()
         try:
-            self._runner.submit(layout.arrange if layout else lambda simulated: simulated.reset()).result(
-                _RESET_SECONDS
-            )
+            self._runner.submit(put_back).result(_RESET_SECONDS)
         except Exception as error:
             response.message = f"not reset: {type(error).__name__} {error}".rstrip()
             return response

@@ -6,6 +6,7 @@ import numpy as np
 
 from ki_ros.rig import NUM_JOINTS, RESET_JOINT_POSITIONS
 from ki_ros.sim import scene
+from ki_ros.sim.simulated_rig import SimulatedRig
 
 _ITERATIONS = 100
 _ENOUGH = 1e-5
@@ -40,6 +41,11 @@ class Kinematics:
         self._dof = np.array([model.joint(name).dofadr[0] for name in scene.ARM_JOINTS])
         self._lower, self._upper = lower + _MARGIN, upper - _MARGIN
         self._posture = np.array(RESET_JOINT_POSITIONS)
+
+    @classmethod
+    def of(cls, rig: SimulatedRig) -> Kinematics:
+        """That of a rig's arm, within its limits."""
+        return cls(rig.model, rig.robot.position_lower, rig.robot.position_upper)
 
     def pinch(self, q: np.ndarray) -> tuple[np.ndarray, float]:
         """Where the fingertips meet (3,) [m] and the gripper's yaw [rad] at joint positions q (7,) [rad]."""
