@@ -11,7 +11,7 @@ import numpy as np
 from ki_ros.rig import Robot
 from ki_ros.sim.kinematics import Kinematics
 from ki_ros.sim.simulated_rig import SimulatedRig
-from ki_ros.sim.tasks import HELD_SECONDS, HOVER, REACHED, Layout, Task, draw_layout
+from ki_ros.sim.tasks import HOVER, REACHED, Held, Layout, Task, draw_layout
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Reaching:
 
     def outcomes(self) -> list[dict[str, Any]]:
         """Of each instruction: its text, whether the block was reached (as the task has it: within `REACHED` for
-        `HELD_SECONDS`), how long that took [s], and the least distance [m]."""
+        as long as `Held` asks), how long that took [s], and the least distance [m]."""
         ends = [later.time for later in self.spoken[1:]] + [np.inf]
         return [self._outcome(spoken, end) for spoken, end in zip(self.spoken, ends, strict=True)]
 
@@ -50,10 +50,9 @@ class Reaching:
             return outcome
         times, distances = self.times[inside], self.distances[spoken.colour][inside]
         outcome["closest"] = float(distances.min())
-        since = None
+        held = Held()
         for time, near in zip(times, distances <= REACHED, strict=True):
-            since = (time if since is None else since) if near else None
-            if since is not None and time - since >= HELD_SECONDS:
+            if held.look(round(time * 1e9), near):
                 return outcome | {"reached": True, "seconds": float(time - spoken.time)}
         return outcome
 

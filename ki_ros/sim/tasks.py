@@ -173,6 +173,22 @@ def _free_way(block: np.ndarray, area: np.ndarray, others: list[np.ndarray]) -> 
     return True
 
 
+class Held:
+    """Whether a condition has held for `HELD_SECONDS` without a break. `look` is called in the order of time."""
+
+    def __init__(self) -> None:
+        self._since_ns: int | None = None
+
+    def look(self, time_ns: int, holds: bool) -> bool:
+        """Whether it has by that time [ns], at which it does or does not hold."""
+        if not holds:
+            self._since_ns = None
+            return False
+        if self._since_ns is None:
+            self._since_ns = time_ns
+        return time_ns - self._since_ns >= HELD_SECONDS * 1e9
+
+
 class Referee:
     """Watches an episode and says how it went. `look` is called at every observation, in order.
 
@@ -186,7 +202,7 @@ class Referee:
     def __init__(self, layout: Layout, rig: SimulatedRig) -> None:
         self._layout, self._rig = layout, rig
         self._start_ns = rig.time_ns
-        self._since_ns: int | None = None
+        self._held = Held()
         self.success = False
         self.success_seconds: float | None = None
         self.went_to: str | None = None
@@ -216,11 +232,6 @@ class Referee:
             holds = bool(np.all(np.abs(block[:2] - layout.area) <= scene.AREA_HALF_SIZE)) and block[2] < 0.04
         else:
             holds = block[2] > scene.BLOCK_HALF_SIZE + LIFTED and float(np.linalg.norm(pinch - block)) < 0.05
-        if not holds:
-            self._since_ns = None
-            return
-        if self._since_ns is None:
-            self._since_ns = rig.time_ns
-        if not self.success and rig.time_ns - self._since_ns >= HELD_SECONDS * 1e9:
+        if self._held.look(rig.time_ns, holds) and not self.success:
             self.success = True
             self.success_seconds = (rig.time_ns - self._start_ns) / 1e9
