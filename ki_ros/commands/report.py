@@ -26,19 +26,20 @@ def draw(rollout: Rollout, path: Path) -> None:
     start = rollout.command_times[0] if len(rollout.command_times) else rollout.observation_times[0]
     reaching = rollout.reaching
     figure = plt.figure(figsize=(14, 13 if reaching is None else 15), layout="constrained")
-    grid = figure.add_gridspec(6, 1, height_ratios=(2.8, 0.01 if reaching is None else 1.8, 2.6, 0.7, 1.0, 1.7))
-    _cameras(figure, grid[0], rollout, start)
-    joints = figure.add_subplot(grid[2])
+    heights = [2.8, *([] if reaching is None else [1.8]), 2.6, 0.7, 1.0, 1.7]
+    *top, joint_row, gripper_row, timeline_row, bottom_row = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    _cameras(figure, top[0], rollout, start)
+    joints = figure.add_subplot(joint_row)
     _joints(joints, rollout, start)
     if reaching is not None:
-        _reaching(figure.add_subplot(grid[1], sharex=joints), reaching, start)
-    gripper = figure.add_subplot(grid[3], sharex=joints)
+        _reaching(figure.add_subplot(top[1], sharex=joints), reaching, start)
+    gripper = figure.add_subplot(gripper_row, sharex=joints)
     gripper.plot(rollout.command_times - start, rollout.commands[:, NUM_JOINTS], color="tab:brown", lw=1)
     gripper.set(ylabel="gripper\n[rad]", ylim=(-0.05, 0.85))
-    timeline = figure.add_subplot(grid[4], sharex=joints)
+    timeline = figure.add_subplot(timeline_row, sharex=joints)
     _chunks(timeline, rollout, start)
     timeline.set_xlabel("time on the graph's clock [s]")
-    bottom = grid[5].subgridspec(1, 3)
+    bottom = bottom_row.subgridspec(1, 3)
     _latency(figure.add_subplot(bottom[0]), rollout)
     _intervals(figure.add_subplot(bottom[1]), rollout)
     _table(figure.add_subplot(bottom[2]), rollout)
