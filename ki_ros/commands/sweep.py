@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import shlex
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 from rich.box import SIMPLE_HEAD
@@ -22,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from ki_ros.commands.signals import terminated_as_interrupted
 from ki_ros.files import write_atomically, write_json
 from ki_ros.training.assets import open_sources
 from ki_ros.training.metrics import METRICS_FILE
@@ -38,6 +37,7 @@ from ki_ros.training.sweep import (
     require_same,
 )
 from ki_ros.training.sweep_report import draw, markdown, revisions, summarise, summary, table
+from ki_ros.variables import DIE_WITH_PARENT
 
 LOG_FILE = "log.txt"
 """What a run's process wrote, in its directory."""
@@ -48,8 +48,6 @@ TAIL_LINES = 15
 POLL_SECONDS = 0.2
 
 _LOCK_FILE = ".lock"
-_LIBC = ctypes.CDLL(None)
-
 console = Console()
 
 
@@ -155,6 +153,8 @@ class _Runner:
         threads = max(1, len(os.sched_getaffinity(0)) // jobs)
         # Set by the user, it is obeyed: the machine may be shared.
         self._environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
+        # A run ends, after saving, when this process does, however it does.
+        self._environment[DIE_WITH_PARENT] = str(os.getpid())
         # Refreshed by the loop: a thread of its own would be forked in the middle of anything.
         columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal)
@@ -164,7 +164,7 @@ class _Runner:
         """State of each run by name: finished, failed, interrupted or waiting."""
         done = len(self._states) - len(self._waiting)
         self._say(f"{len(self._states)} runs, {done} of them finished, {self._jobs} at a time")
-        with self._progress, _terminated_as_interrupted():
+        with self._progress, terminated_as_interrupted():
             try:
                 self._loop()
             except KeyboardInterrupt:
@@ -203,7 +203,6 @@ class _Runner:
                         pass_fds=(lock.descriptor,),
                         # Ctrl-C reaches this process alone, which then has each child save.
                         start_new_session=True,
-                        preexec_fn=_die_with_parent,
                     )
             finally:
                 lock.close()
@@ -303,23 +302,3 @@ def _last_step(metrics: Path) -> int:
     _, found, after = whole.rpartition(b'{"step": ')
     number = after.partition(b",")[0]
     return int(number) if found and number.isdigit() else 0
-
-
-def _die_with_parent() -> None:
-    """Has the kernel send SIGTERM to this process when the one that started it ends, however it does (Linux)."""
-    pr_set_pdeathsig = 1
-    _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that the children are waited for."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

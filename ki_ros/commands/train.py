@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from ki_ros.commands.cache import build_with_progress
 from ki_ros.commands.memory import show_memory
+from ki_ros.commands.signals import terminated_as_interrupted
 from ki_ros.data.cache.build import BuildProgress
 from ki_ros.files import write_json
 from ki_ros.training.cached import cache_plan
@@ -41,7 +41,7 @@ def train(
     """
     die_with_parent()
     state = StatusFile(status if _is_main() else None)
-    with _how_it_ends(state), _terminated_as_interrupted():
+    with _how_it_ends(state), terminated_as_interrupted():
         return _train(config, bags, set, output, resume, dry_run, json, state)
 
 
@@ -101,21 +101,6 @@ def _how_it_ends(state: StatusFile) -> Iterator[None]:
             name = "" if isinstance(error, (ValueError, OSError, RuntimeError)) else f"{type(error).__name__}: "
             state.update(phase=Phase.FAILED, seconds_left=None, message=f"{name}{error}")
         raise
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM as Ctrl-C outside of the training loop too, so that the processes that read recordings end in order."""
-    try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:
-        # Only the main thread can handle signals; elsewhere whoever started the thread must.
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _is_main() -> bool:
