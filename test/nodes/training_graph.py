@@ -18,6 +18,7 @@ from rclpy.parameter import Parameter
 from recording_graph import free_domain
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
+from tiny_model import TINY_MODEL
 
 from ki_ros import msg, srv
 from ki_ros.data.bag import BagWriter, encode
@@ -70,22 +71,9 @@ def record(directory: Path, number: int, seconds: float = 2.5) -> Path:
 
 def write_config(file: Path) -> Path:
     """A training of seconds, of a model of a few thousand weights."""
-    changes = {
-        "vision": {"width": 16, "depth": 1, "heads": 2, "mlp": 24, "image_size": 28, "patch_size": 14},
-        "language": {
-            "width": 24,
-            "mlp": 32,
-            "depth": 2,
-            "heads": 4,
-            "kv_heads": 2,
-            "head_dim": 8,
-            "vocab_size": 1500,
-        },
-        "expert": {"width": 20, "mlp": 28},
-    }
     values = {
         "output": str(file.parent / "named by the file"),
-        "model": {"preset": "ki_tiny", "changes": changes},
+        "model": TINY_MODEL,
         "data": {"kind": "bags", "directory": "elsewhere", "held_out": 1, "build_workers": 1},
         "optimizer": {"learning_rate": 3e-3, "warmup_steps": 1},
         "evaluation": {"every": 0, "samples": 2, "num_steps": 1},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from tiny_model import TINY_MODEL
 from torch import Tensor
 
 from ki_ros.training.metrics import read_metrics
@@ -20,22 +22,7 @@ def settings(output: Path, **changes: Any) -> dict[str, Any]:
     """The configuration as plain values."""
     return {
         "output": str(output),
-        "model": {
-            "preset": "ki_tiny",
-            "changes": {
-                "vision": {"width": 16, "depth": 1, "heads": 2, "mlp": 24, "image_size": 28, "patch_size": 14},
-                "language": {
-                    "width": 24,
-                    "mlp": 32,
-                    "depth": 2,
-                    "heads": 4,
-                    "kv_heads": 2,
-                    "head_dim": 8,
-                    "vocab_size": 1500,
-                },
-                "expert": {"width": 20, "mlp": 28},
-            },
-        },
+        "model": copy.deepcopy(TINY_MODEL),
         "data": {"kind": "pointing", "train": 40, "held_out": 6, "side": 32},
         "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2},
         "evaluation": {"every": 0, "samples": 6, "num_steps": 2},
