@@ -16,6 +16,7 @@ from pathlib import Path
 import sentencepiece
 
 VOCAB_SIZE = 1024
+STATE_BINS = 256
 
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey", "silver")
 OBJECTS = (
@@ -40,7 +41,8 @@ SINGLE = (
     "move the {thing} to the {side} side of the {place}", "rotate the {thing} clockwise", "hand over the {thing}",
     "remove the lid from the {place}", "cover the {place} with the {thing}", "sort the {thing}s by colour",
     "slide the {thing} to the {side}", "flip the {thing} over", "clean up the {place}", "hang the {thing} on the rack",
-    "do not touch the {thing}", "go back to the start", "stop", "straighten the {thing}", "unplug the {thing}",
+    "reach the {thing}", "move to the {thing}", "go to the {thing}", "push the {thing} to the marked area",
+    "slide the {thing} onto the marked area", "do not touch the {thing}", "go back to the start", "stop", "straighten the {thing}", "unplug the {thing}",
 )  # fmt: skip
 SIDES = ("left", "right", "front", "back", "upper", "lower", "first", "second", "third", "top", "bottom")
 
@@ -69,13 +71,17 @@ def prompts(count: int = 20_000, seed: int = 0) -> Iterator[str]:
     """Whole prompts: the state's integers and the fixed words matter as much as the instruction."""
     rng = random.Random(seed)
     for text in itertools.islice(instructions(count, rng), count):
-        state = " ".join(str(rng.randint(-1, 255)) for _ in range(8))
+        state = " ".join(str(rng.randint(-1, STATE_BINS - 1)) for _ in range(8))
         yield f"Task: {text}, State: {state};"
         yield "Action: "
 
 
 def train() -> bytes:
-    """The sentencepiece model: BPE over unchanged text, digits apart, special ids as in Gemma's."""
+    """The sentencepiece model: BPE over unchanged text, digits apart, special ids as in Gemma's.
+
+    Unlike Gemma's, it has one piece for each value of the state. A model as small as ki_tiny learns to read a number of
+    one token from far less data than one of up to three digits, and prompts are half as long.
+    """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=prompts(),
@@ -88,7 +94,7 @@ def train() -> bytes:
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         add_dummy_prefix=False,
-        user_defined_symbols=["\n"],
+        user_defined_symbols=["\n", *(f"\u2581{value}" for value in range(-1, STATE_BINS))],
         pad_id=0,
         eos_id=1,
         bos_id=2,

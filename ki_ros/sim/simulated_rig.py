@@ -35,7 +35,7 @@ class SimulatedRig:
     Args:
         seed: where the blocks lie. Equal seeds and equal commands give equal states, bit by bit.
         robot: the arm whose joint names and limits hold: `rig.PANDA` or `rig.FR3` (drawn as a Panda, too).
-        sizes: picture size by camera role; 320x180 for a role that is not given.
+        sizes: picture size by camera role; 256x192 for a role that is not given.
         shadows: whether pictures have shadows, which a graphics device hardly feels and a CPU very much.
         gl_backend: what draws them, "osmesa", "egl" or "auto".
 

@@ -8,6 +8,7 @@ from ki_ros.rig import PANDA, RESET_JOINT_POSITIONS, CameraRole
 from ki_ros.sim import CameraSize, SimulatedRig, scene
 from ki_ros.sim.kinematics import Kinematics
 from ki_ros.sim.render import resolve_backend
+from ki_ros.sim.tasks import HOVER
 
 RESET = np.array(RESET_JOINT_POSITIONS)
 pytestmark = pytest.mark.usefixtures("graphics")
@@ -21,7 +22,7 @@ def difference(a, b):
 @pytest.mark.parametrize("role", CameraRole)
 def test_a_picture_has_the_size_of_its_camera_and_shows_something(simulated, role):
     picture = simulated.render(role)
-    assert picture.shape == (180, 320, 3)
+    assert picture.shape == (192, 256, 3)
     assert picture.dtype == np.uint8
     assert picture.flags.c_contiguous
     assert picture.std() > 20
@@ -40,7 +41,7 @@ def test_exterior_cameras_see_the_blocks_and_the_hand_above_them(simulated, role
     before = simulated.render(role)
     assert coloured(before, 0) > 30
     kinematics = Kinematics(simulated.model, PANDA.position_lower, PANDA.position_upper)
-    simulated.command(kinematics.solve(np.array([0.5, 0.0, 0.12])))
+    simulated.command(kinematics.solve(np.array([0.5, 0.0, HOVER])))
     simulated.step(2.0)
     assert 0.03 < difference(before, simulated.render(role)) < 0.4
 
@@ -149,7 +150,7 @@ def assert_draws(rig, expected):
 def test_each_camera_may_have_a_size_of_its_own():
     rig = SimulatedRig(sizes={CameraRole.EXTERIOR_1: CameraSize(640, 360), CameraRole.WRIST: CameraSize(100, 120)})
     assert rig.render("exterior_1").shape == (360, 640, 3)
-    assert rig.render("exterior_2").shape == (180, 320, 3)
+    assert rig.render("exterior_2").shape == (192, 256, 3)
     assert rig.render("wrist").shape == (120, 100, 3)
     assert rig.render("wrist").std() > 20
     rig.close()
