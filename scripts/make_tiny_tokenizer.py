@@ -42,7 +42,8 @@ SINGLE = (
     "remove the lid from the {place}", "cover the {place} with the {thing}", "sort the {thing}s by colour",
     "slide the {thing} to the {side}", "flip the {thing} over", "clean up the {place}", "hang the {thing} on the rack",
     "reach the {thing}", "move to the {thing}", "go to the {thing}", "push the {thing} to the marked area",
-    "slide the {thing} onto the marked area", "do not touch the {thing}", "go back to the start", "stop", "straighten the {thing}", "unplug the {thing}",
+    "slide the {thing} onto the marked area", "do not touch the {thing}", "go back to the start", "stop",
+    "straighten the {thing}", "unplug the {thing}",
 )  # fmt: skip
 SIDES = ("left", "right", "front", "back", "upper", "lower", "first", "second", "third", "top", "bottom")
 
