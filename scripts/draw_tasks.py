@@ -21,7 +21,7 @@ from ki_ros.sim.tasks import Task
 
 SEED = 1
 ROLES = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
-SIDE, CROP, GAP, TITLE = 224, slice(49, 175), 6, 26
+SIDE, CROP, GAP, TITLE = 224, slice(28, 196), 6, 26
 """Pixels: a view's width, its rows without the bars of its padding, the space around it, the height of a title."""
 
 

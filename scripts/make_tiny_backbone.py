@@ -35,6 +35,7 @@ from ki_ros.model.inputs import pixel_values
 from ki_ros.model.losses import prediction_rows
 from ki_ros.model.model import KIModel
 from ki_ros.model.observation import Observation
+from ki_ros.model.prefix import embed_tokens
 from ki_ros.model.tokenizer import PromptTokenizer
 from ki_ros.resize import resize_with_pad
 from ki_ros.rig import POLICY_SLOTS, STATE_DIM
@@ -45,6 +46,8 @@ FIRST_SEED = 500_000
 QUESTIONS = ("where is the {colour} block\n", "find the {colour} block\n", "which place has the {colour} block\n")
 BINS = 256
 HELD_OUT = 200
+SMALLEST = 20
+"""Pixels of a block that is asked for; less of it cannot be told from something else."""
 AUGMENT = AugmentConfig(brightness=0.2, contrast=0.2, saturation=0.2)
 
 console = Console()
@@ -69,7 +72,7 @@ def photograph(photographer: Photographer, seed: int) -> list[View]:
         for colour, mask in picture.blocks.items():
             seen = resize_with_pad(np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2), side)[..., 0] / 255.0
             total = seen.sum()
-            if total < 20:
+            if total < SMALLEST:
                 continue
             patches = seen.reshape(side // patch, patch, side // patch, patch).sum(axis=(1, 3))
             shares[colour] = (patches / total).ravel().astype(np.float32)
@@ -110,7 +113,9 @@ class Learner:
             tokenized_prompt=torch.from_numpy(tokens),
             tokenized_prompt_mask=torch.from_numpy(mask),
         )
-        prefix, following = self.model._embed(observation, answers, views_required=True)
+        prefix, following = embed_tokens(
+            self.model.paligemma_with_expert.backbone, self.config, observation, answers, views_required=True
+        )
         wanted = torch.cat(
             (
                 torch.arange(self._patches).expand(batch, -1),

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import sentencepiece
 
+from ki_ros.model.prompt import STATE_BINS
+
 VOCAB_SIZE = 1024
-STATE_BINS = 256
 
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey", "silver")
 OBJECTS = (
@@ -80,8 +81,7 @@ def prompts(count: int = 20_000, seed: int = 0) -> Iterator[str]:
 def train() -> bytes:
     """The sentencepiece model: BPE over unchanged text, digits apart, special ids as in Gemma's.
 
-    Unlike Gemma's, it has one piece for each value of the state. A model as small as ki_tiny learns to read a number of
-    one token from far less data than one of up to three digits, and prompts are half as long.
+    Unlike Gemma's, it has one piece for each value of the state: prompts are half as long.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

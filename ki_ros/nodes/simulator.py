@@ -50,8 +50,8 @@ class Exterior1Parameters:
     topic: str = parameter("/camera/exterior_1/image_raw", "Topic of its images")
     frame_id: str = parameter("exterior_1_optical_frame", "Frame in the images' headers")
     offset: float = parameter(0.0, "Time by which it exposes later than the period's beginning [s]", low=0.0, high=1.0)
-    width: int = parameter(256, "Width of its images [pixels]", low=16, high=1920)
-    height: int = parameter(192, "Height of its images [pixels]", low=16, high=1080)
+    width: int = parameter(sim.CameraSize.width, "Width of its images [pixels]", low=16, high=1920)
+    height: int = parameter(sim.CameraSize.height, "Height of its images [pixels]", low=16, high=1080)
 
 
 @dataclass

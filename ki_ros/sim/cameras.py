@@ -11,8 +11,8 @@ import numpy as np
 from ki_ros.rig import CameraRole
 
 EXTERIOR_FOVY = 36.0
-"""Vertical field of view [degrees]. Narrow, so that the place where the blocks lie fills the picture: a small policy
-learns from fewer pictures where a block is when it is as large as one of its patches."""
+"""Vertical field of view [degrees]. Narrow, so that the place where the blocks lie fills the picture: in a view of 224
+pixels a block is nearly as large as a patch of 32."""
 
 WRIST_FOVY = 60.0
 """Vertical field of view [degrees]."""
@@ -42,8 +42,7 @@ class Mount:
 
 MOUNTS: Mapping[CameraRole, Mount] = MappingProxyType(
     {
-        # Over the robot's left and right shoulder, on stands beside the base, aimed at
-        # the place where the blocks lie.
+        # Over the robot's left and right shoulder, on stands beside the base, aimed at the place where the blocks lie.
         CameraRole.EXTERIOR_1: Mount("world", (0.28, 0.50, 0.48), (0.48, 0.07, 0.02), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
         CameraRole.EXTERIOR_2: Mount("world", (0.28, -0.50, 0.48), (0.48, -0.07, 0.02), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
         # On the gripper's base, 75 mm in front of its axis, the left eye of a stereo pair, pitched towards the fingers.

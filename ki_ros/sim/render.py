@@ -121,25 +121,6 @@ class SceneRenderer:
 
     def render(self, role: CameraRole, snapshot: np.ndarray) -> np.ndarray:
         """What that camera sees at a `SimulatedRig.snapshot`: (H, W, 3) uint8 RGB, rows from the top."""
-        return self._draw(role, snapshot)
-
-    def segment(self, role: CameraRole, snapshot: np.ndarray) -> np.ndarray:
-        """Which geom each pixel of that picture shows: (H, W) int32 ids of the model, -1 for none."""
-        mujoco, flags = self._mujoco, self._scene.flags
-        flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = True
-        try:
-            pixels = self._draw(role, snapshot).astype(np.int32)
-        finally:
-            flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = False
-        # A colour is the number of what was drawn, plus one; black is nothing.
-        number = pixels @ np.array([1, 1 << 8, 1 << 16], dtype=np.int32)
-        ids = np.full(self._scene.ngeom + 1, -1, dtype=np.int32)
-        for drawn in self._scene.geoms[: self._scene.ngeom]:
-            if drawn.segid >= 0 and drawn.objtype == mujoco.mjtObj.mjOBJ_GEOM:
-                ids[drawn.segid + 1] = drawn.objid
-        return ids[number]
-
-    def _draw(self, role: CameraRole, snapshot: np.ndarray) -> np.ndarray:
         mujoco = self._mujoco
         if not np.array_equal(self._data.qpos, snapshot) or not self._data.xquat.any():
             self._data.qpos[:] = snapshot
@@ -163,6 +144,22 @@ class SceneRenderer:
         mujoco.mjr_render(viewport, self._scene, self._context)
         mujoco.mjr_readPixels(pixels, None, viewport, self._context)
         return np.ascontiguousarray(pixels[::-1])
+
+    def segment(self, role: CameraRole, snapshot: np.ndarray) -> np.ndarray:
+        """Which geom each pixel of that picture shows: (H, W) int32 ids of the model, -1 for none."""
+        mujoco, flags = self._mujoco, self._scene.flags
+        flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = True
+        try:
+            pixels = self.render(role, snapshot).astype(np.int32)
+        finally:
+            flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = False
+        # A colour is the number of what was drawn, plus one; black is nothing.
+        number = pixels @ np.array([1, 1 << 8, 1 << 16], dtype=np.int32)
+        ids = np.full(self._scene.ngeom + 1, -1, dtype=np.int32)
+        for drawn in self._scene.geoms[: self._scene.ngeom]:
+            if drawn.segid >= 0 and drawn.objtype == mujoco.mjtObj.mjOBJ_GEOM:
+                ids[drawn.segid + 1] = drawn.objid
+        return ids[number]
 
     def take_looks(self, model) -> None:
         """Takes over what a variation or a task changed in the rig's model: colours, lights, cameras, places."""
