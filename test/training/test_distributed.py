@@ -22,11 +22,19 @@ from ki_ros.training.state import checkpoints
 
 STEPS = 6
 
+# A softmax does not change when all keys are moved alike, so the gradient of SigLIP's key biases is rounding, about 1e-10:
+# without a larger epsilon Adam makes steps of it, whose signs depend on the order of sums.
+RUN = {
+    "steps": STEPS,
+    "save_every": 3,
+    "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2, "epsilon": 1e-6},
+}
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("alone")
-    tiny.run(tiny.write(directory, steps=STEPS, save_every=3))
+    tiny.run(tiny.write(directory, **RUN))
     return directory
 
 
@@ -35,7 +43,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run in two processes with half of the weights each, with micro-batches and activation checkpointing."""
     directory = tmp_path_factory.mktemp("sharded")
     changes = {"micro_batch_size": 2, "activation_checkpointing": True}
-    tiny.run_ranks(tiny.command(tiny.write(directory, steps=STEPS, save_every=3, distributed="fsdp", **changes)))
+    tiny.run_ranks(tiny.command(tiny.write(directory, **RUN, distributed="fsdp", **changes)))
     return directory
 
 
@@ -45,7 +53,7 @@ def assert_same_run(ours: Path, expected: Path) -> None:
     tensors = tiny.saved(ours, STEPS)
     assert tensors.keys() == tiny.saved(expected, STEPS).keys()
     for name, tensor in tiny.saved(expected, STEPS).items():
-        torch.testing.assert_close(tensors[name], tensor, atol=2e-4, rtol=0, msg=name)
+        torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=0, msg=name)
     np.testing.assert_allclose(evaluation(ours), evaluation(expected), atol=1e-4)
 
 
@@ -63,13 +71,13 @@ def test_two_sharded_processes_have_the_curve_of_one(alone: Path, sharded: Path)
 def test_two_processes_have_the_curve_of_one(alone: Path, tmp_path: Path, strategy: str, full: bool) -> None:
     if strategy == "fsdp" and not full:
         pytest.skip("the sharded run with micro-batches covers it; KI_ROS_TEST_FULL=1 runs it")
-    tiny.run_ranks(tiny.command(tiny.write(tmp_path, steps=STEPS, save_every=3, distributed=strategy)))
+    tiny.run_ranks(tiny.command(tiny.write(tmp_path, **RUN, distributed=strategy)))
     assert_same_run(tmp_path, alone)
 
 
 def test_a_run_goes_on_with_other_processes(alone: Path, sharded: Path, tmp_path: Path) -> None:
     """Begun sharded over two, ended by one: the curve of a run that was alone all the time."""
-    file = tiny.write(tmp_path, steps=STEPS, save_every=3)
+    file = tiny.write(tmp_path, **RUN)
     shutil.copytree(sharded / "out", tmp_path / "out")
     shutil.rmtree(checkpoints(tmp_path / "out")[STEPS])
     tiny.run(file, "--resume")
