@@ -22,8 +22,8 @@ from ki_ros.training.state import checkpoints
 
 STEPS = 6
 
-# A softmax does not change when all keys are moved alike, so the gradient of SigLIP's key biases is rounding, about 1e-10:
-# without a larger epsilon Adam makes steps of it, whose signs depend on the order of sums.
+# A softmax does not change when all keys are moved alike, so the gradient of SigLIP's key biases is rounding, about
+# 1e-10: without a larger epsilon Adam makes steps of it, whose signs depend on the order of sums.
 RUN = {
     "steps": STEPS,
     "save_every": 3,
