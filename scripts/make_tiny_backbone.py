@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Trains the backbone of the ki_tiny preset to find blocks in simulated pictures: its stand-in for PaliGemma.
 
-    scripts/make_tiny_backbone.py [DIRECTORY] [--scenes 4000] [--steps 2500] [--batch 32] [--seed 0] [--json FILE]
+    scripts/make_tiny_backbone.py [DIRECTORY] [--scenes 4000] [--steps 1200] [--batch 32] [--seed 0] [--json FILE]
 
 pi0.5 begins with a vision-language model that knows what a red block is and where it is in a picture. Robot data alone
 teach that to a small model only slowly: of 32,000 demonstrated chunks ki_tiny had learnt nothing of it. So it begins
-with a backbone that has learnt to answer "where is the red block" with the place in 256ths of the view from the left
-and from the top (Beyer et al. 2024, arXiv 2407.07726, train PaliGemma on detection likewise). Beside the answer each
-token of the picture says, through a linear layer that is dropped afterwards, how much of the block lies on it.
+with a backbone that has learnt to answer "where is the red block" with the place in 256ths of the exterior view from
+the left and from the top (Beyer et al. 2024, arXiv 2407.07726, train PaliGemma on detection likewise). Most questions
+are put as a policy's instructions are, with a state that means nothing. Beside the answer each token of a picture says,
+through a linear layer that is dropped afterwards, how much of the block lies on it.
 
 Scenes have the seeds from 500,000 on; demonstrations begin at 0, and evaluations at a million. The action expert in the
 checkpoint is untrained.
@@ -36,19 +37,28 @@ from ki_ros.model.losses import prediction_rows
 from ki_ros.model.model import KIModel
 from ki_ros.model.observation import Observation
 from ki_ros.model.prefix import embed_tokens
+from ki_ros.model.prompt import build_prompt
 from ki_ros.model.tokenizer import PromptTokenizer
 from ki_ros.resize import resize_with_pad
 from ki_ros.rig import POLICY_SLOTS, STATE_DIM
-from ki_ros.sim.grounding import Photographer
+from ki_ros.sim.grounding import Photographer, Picture
+from ki_ros.sim.tasks import Task
 from ki_ros.training.augment import AugmentConfig, augment_view
+from ki_ros.training.schedule import learning_rate
 
 FIRST_SEED = 500_000
 QUESTIONS = ("where is the {colour} block\n", "find the {colour} block\n", "which place has the {colour} block\n")
+INSTRUCTIONS = tuple(phrasing for task in Task for phrasing in task.phrasings)
+QUESTION_SHARE = 0.25
+"""Of rows that are put as a question; the others as an instruction."""
 BINS = 256
 HELD_OUT = 200
 SMALLEST = 20
 """Pixels of a block that is asked for; less of it cannot be told from something else."""
 AUGMENT = AugmentConfig(brightness=0.2, contrast=0.2, saturation=0.2)
+PEAK, WARMUP = 1.5e-3, 100
+"""Learning rate, and steps until it is reached."""
+VISION = KIConfig.from_preset("ki_tiny").vision
 
 console = Console()
 
@@ -62,25 +72,35 @@ class View:
     centres: dict[str, tuple[int, int]]
 
 
-def photograph(photographer: Photographer, seed: int) -> list[View]:
-    """The views of a scene in which a block is seen."""
-    vision = KIConfig.from_preset("ki_tiny").vision
-    side, patch = vision.image_size, vision.patch_size
-    views = []
-    for picture in photographer.take(seed):
-        shares, centres = {}, {}
-        for colour, mask in picture.blocks.items():
-            seen = resize_with_pad(np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2), side)[..., 0] / 255.0
-            total = seen.sum()
-            if total < SMALLEST:
-                continue
-            patches = seen.reshape(side // patch, patch, side // patch, patch).sum(axis=(1, 3))
-            shares[colour] = (patches / total).ravel().astype(np.float32)
-            rows, columns = np.indices(seen.shape)
-            centres[colour] = tuple(int((seen * axis).sum() / total * BINS / side) for axis in (columns, rows))
-        if shares:
-            views.append(View(resize_with_pad(picture.pixels, side), shares, centres))
-    return views
+@dataclass(frozen=True)
+class Row:
+    """Both views (S, S, 3) uint8, what is asked, what lies on each patch of each view, and the answer.
+
+    Attributes:
+        shares: (2, P) float32; all zero in a view that does not show the block.
+        centre: of the block in the exterior view, in 256ths from the left and from the top.
+    """
+
+    pixels: list[np.ndarray]
+    prompt: str
+    shares: np.ndarray
+    centre: tuple[int, int]
+
+
+def view_of(picture: Picture) -> View:
+    """What of a picture the model is given and asked for."""
+    side, patch = VISION.image_size, VISION.patch_size
+    shares, centres = {}, {}
+    for colour, mask in picture.blocks.items():
+        seen = resize_with_pad(np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2), side)[..., 0] / 255.0
+        total = seen.sum()
+        if total < SMALLEST:
+            continue
+        patches = seen.reshape(side // patch, patch, side // patch, patch).sum(axis=(1, 3))
+        shares[colour] = (patches / total).ravel().astype(np.float32)
+        rows, columns = np.indices(seen.shape)
+        centres[colour] = tuple(int((seen * axis).sum() / total * BINS / side) for axis in (columns, rows))
+    return View(resize_with_pad(picture.pixels, side), shares, centres)
 
 
 class Learner:
@@ -91,43 +111,35 @@ class Learner:
         self.config = KIConfig.from_preset("ki_tiny")
         self.model = KIModel(self.config)
         self._locate = nn.Linear(self.config.language.width, 1)
-        self._tokenizer = PromptTokenizer(tokenizer, 32)
-        self._patches = (self.config.vision.image_size // self.config.vision.patch_size) ** 2
+        self._tokenizer = PromptTokenizer(tokenizer, 40)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
         return [*self.model.backbone_parameters().values(), *self._locate.parameters()]
 
-    def run(self, rows: list[tuple[np.ndarray, str, np.ndarray, tuple[int, int]]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the answers' tokens (B, 3, vocabulary) and their targets (B, 3), and log-shares of patches (B, P).
-
-        A row is a view, a question, and the shares and the centre that it asks for.
-        """
-        batch = len(rows)
-        tokens, mask = (np.stack(part) for part in zip(*(self._tokenizer.encode(r[1]) for r in rows), strict=True))
-        answers = torch.tensor([self._answer(centre) for *_, centre in rows])
+    def run(self, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the answers' tokens (B, 3, vocabulary), their targets (B, 3), log-shares of patches (B, 2, P)."""
+        batch, patches = len(rows), VISION.tokens
+        tokens, mask = (np.stack(part) for part in zip(*(self._tokenizer.encode(r.prompt) for r in rows), strict=True))
+        answers = torch.tensor([self._answer(row.centre) for row in rows])
+        views = [pixel_values(np.stack([row.pixels[view] for row in rows])) for view in range(2)]
         observation = Observation(
-            images={POLICY_SLOTS[0]: pixel_values(np.stack([row[0] for row in rows]))},
-            image_masks={POLICY_SLOTS[0]: torch.ones(batch, dtype=torch.bool)},
+            images=dict(zip(POLICY_SLOTS, views, strict=False)),
+            image_masks=dict.fromkeys(POLICY_SLOTS[:2], torch.ones(batch, dtype=torch.bool)),
             state=torch.zeros(batch, STATE_DIM),
             tokenized_prompt=torch.from_numpy(tokens),
             tokenized_prompt_mask=torch.from_numpy(mask),
         )
-        prefix, following = embed_tokens(
-            self.model.paligemma_with_expert.backbone, self.config, observation, answers, views_required=True
-        )
+        backbone = self.model.paligemma_with_expert.backbone
+        prefix, following = embed_tokens(backbone, self.config, observation, answers, views_required=True)
         wanted = torch.cat(
-            (
-                torch.arange(self._patches).expand(batch, -1),
-                prediction_rows(prefix.mask, answers.shape[1]),
-            ),
-            dim=1,
+            (torch.arange(2 * patches).expand(batch, -1), prediction_rows(prefix.mask, answers.shape[1])), dim=1
         )
         hidden = self.model.paligemma_with_expert.backbone_rows(
             prefix.embeddings, prefix.mask, following, torch.ones_like(answers, dtype=torch.bool), wanted
         )
-        places = F.log_softmax(self._locate(hidden[:, : self._patches])[..., 0], dim=-1)
-        return self.model.vlm_logits(hidden[:, self._patches :]), answers, places
+        places = self._locate(hidden[:, : 2 * patches])[..., 0].unflatten(1, (2, patches))
+        return self.model.vlm_logits(hidden[:, 2 * patches :]), answers, F.log_softmax(places, dim=-1)
 
     def _answer(self, centre: tuple[int, int]) -> list[int]:
         ids, mask = self._tokenizer.encode(f" {centre[0]} {centre[1]}")
@@ -141,22 +153,16 @@ def main() -> None:
     shipped = Path(__file__).resolve().parents[1] / "models" / "ki_tiny"
     parser.add_argument("output", nargs="?", type=Path, default=shipped / "backbone")
     parser.add_argument("--scenes", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
-    seeds = [FIRST_SEED + number for number in range(arguments.scenes + HELD_OUT)]
-    taken: dict[int, list[View]] = dict(
-        spread(Photographer, _photograph, seeds, workers=0, title="pictures", console=console)
-    )
-    # In the order of seeds, whichever process was faster.
-    views = [view for seed in seeds[:-HELD_OUT] for view in taken[seed]]
-    held_out = [view for seed in seeds[-HELD_OUT:] for view in taken[seed]]
+    scenes, held_out = take_pictures(arguments.scenes)
     learner = Learner(shipped / TOKENIZER_FILE, arguments.seed)
-    losses = train(learner, views, arguments.steps, arguments.batch, arguments.seed)
-    figures = {"pictures": len(views), "steps": arguments.steps, "batch": arguments.batch} | losses
+    figures = {"scenes": len(scenes), "steps": arguments.steps, "batch": arguments.batch}
+    figures |= train(learner, scenes, arguments.steps, arguments.batch, arguments.seed)
     figures |= evaluate(learner, held_out)
     console.print(figures)
     save_checkpoint(learner.model, arguments.output)
@@ -166,13 +172,21 @@ def main() -> None:
         write_json(arguments.json, figures)
 
 
+def take_pictures(scenes: int) -> tuple[list[list[View]], list[list[View]]]:
+    """Exterior and wrist view of so many scenes to train on, and of `HELD_OUT` others."""
+    seeds = [FIRST_SEED + number for number in range(scenes + HELD_OUT)]
+    taken = dict(spread(Photographer, _photograph, seeds, workers=0, title="pictures", console=console))
+    # In the order of seeds, whichever process was faster. Where the arm hides all blocks there is nothing to ask for.
+    kept = [[taken[seed] for seed in some if taken[seed][0].shares] for some in (seeds[:scenes], seeds[scenes:])]
+    return kept[0], kept[1]
+
+
 def _photograph(photographer: Photographer, seed: int) -> tuple[int, list[View]]:
-    return seed, photograph(photographer, seed)
+    return seed, [view_of(picture) for picture in photographer.take(seed)]
 
 
-def train(learner: Learner, views: list[View], steps: int, batch: int, seed: int) -> dict[str, float]:
+def train(learner: Learner, scenes: list[list[View]], steps: int, batch: int, seed: int) -> dict[str, float]:
     """Runs the steps; returns the last losses."""
-    peak, warmup = 1.5e-3, 100
     random = np.random.default_rng(seed)
     parameters = learner.parameters()
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.0)
@@ -181,13 +195,13 @@ def train(learner: Learner, views: list[View], steps: int, batch: int, seed: int
     with progress_bar("training", "{task.fields[losses]}", console) as bar:
         task = bar.add_task("", total=steps, losses="")
         for step in range(steps):
-            rate = peak * min(1.0, (step + 1) / warmup, (steps - step) / (0.8 * steps))
+            rate = learning_rate(step, peak=PEAK, end=PEAK / 50, warmup_steps=min(WARMUP, steps - 1), total_steps=steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            rows = [_row(views[random.integers(len(views))], random, augment=True) for _ in range(batch)]
+            rows = [draw_row(scenes[random.integers(len(scenes))], random, augment=True) for _ in range(batch)]
             logits, answers, places = learner.run(rows)
             answer_loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
-            place_loss = -(places * torch.from_numpy(np.stack([row[2] for row in rows]))).sum(-1).mean()
+            place_loss = -(places * torch.from_numpy(np.stack([row.shares for row in rows]))).sum((1, 2)).mean()
             optimizer.zero_grad(set_to_none=True)
             (answer_loss + place_loss).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -197,27 +211,40 @@ def train(learner: Learner, views: list[View], steps: int, batch: int, seed: int
     return shown
 
 
-def _row(view: View, random: np.random.Generator, *, augment: bool):
-    colour = str(random.choice(sorted(view.shares)))
-    question = str(random.choice(QUESTIONS)).format(colour=colour)
-    pixels = augment_view(view.pixels, random, AUGMENT, geometric=False) if augment else view.pixels
-    return pixels, question, view.shares[colour], view.centres[colour]
+def draw_row(views: list[View], random: np.random.Generator, *, augment: bool, colour: str | None = None) -> Row:
+    """A question about one of the blocks that the exterior view shows, or about the one of that colour."""
+    colour = colour or str(random.choice(sorted(views[0].shares)))
+    if random.random() < QUESTION_SHARE:
+        prompt = str(random.choice(QUESTIONS)).format(colour=colour)
+    else:
+        instruction = str(random.choice(INSTRUCTIONS)).format(colour=colour)
+        prompt = build_prompt(instruction, random.uniform(-1.0, 1.0, STATE_DIM))
+    pixels = [augment_view(v.pixels, random, AUGMENT, geometric=False) if augment else v.pixels for v in views]
+    nothing = np.zeros(VISION.tokens, dtype=np.float32)
+    shares = np.stack([view.shares.get(colour, nothing) for view in views])
+    return Row(pixels, prompt, shares, views[0].centres[colour])
 
 
 @torch.no_grad()
-def evaluate(learner: Learner, views: list[View]) -> dict[str, float]:
-    """How often the token with the largest share is one that the block lies on, and the answer within 8 of 256."""
+def evaluate(learner: Learner, scenes: list[list[View]]) -> dict[str, float]:
+    """About every block of the scenes: how often the patch with the largest share is one that the block lies on, in
+    the exterior and in the wrist view, and how often the answer is within 8 of 256."""
     learner.model.eval()
     random = np.random.default_rng(0)
-    on_block, near = [], []
-    for first in range(0, len(views), 50):
-        rows = [_row(view, random, augment=False) for view in views[first : first + 50]]
-        logits, answers, places = learner.run(rows)
-        chosen = places.argmax(-1)
-        on_block += [float(row[2][place]) > 0.05 for row, place in zip(rows, chosen.tolist(), strict=True)]
+    rows = [draw_row(views, random, augment=False, colour=c) for views in scenes for c in sorted(views[0].shares)]
+    on_block: tuple[list[float], list[float]] = ([], [])
+    near: list[bool] = []
+    for first in range(0, len(rows), 50):
+        some = rows[first : first + 50]
+        logits, answers, places = learner.run(some)
+        for row, chosen in zip(some, places.argmax(-1).tolist(), strict=True):
+            for view, place in enumerate(chosen):
+                if row.shares[view].any():
+                    on_block[view].append(float(row.shares[view, place]) > 0.05)
         # Of the number tokens, which follow each other in the order of their values.
         near += (logits[:, :2].argmax(-1) - answers[:, :2]).abs().le(8).all(-1).tolist()
-    return {"held_out": len(views), "place_accuracy": float(np.mean(on_block)), "answer_accuracy": float(np.mean(near))}
+    exterior, wrist = (float(np.mean(found)) for found in on_block)
+    return {"questions": len(rows), "exterior": exterior, "wrist": wrist, "answers": float(np.mean(near))}
 
 
 if __name__ == "__main__":

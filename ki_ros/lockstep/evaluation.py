@@ -13,7 +13,7 @@ from ki_ros.lockstep.loop import Lockstep, Observed
 from ki_ros.rig import CONTROL_HZ, ActionSpace, CameraRole
 from ki_ros.sim.kinematics import Kinematics
 from ki_ros.sim.simulated_rig import SimulatedRig
-from ki_ros.sim.tasks import BLOCKS, Referee, Task, draw_layout
+from ki_ros.sim.tasks import BLOCKS, Layout, Referee, Task, draw_layout
 
 SEED_OFFSET = 1_000_000
 """Between the seeds of one evaluation and the next: those of demonstrations are below the first."""
@@ -90,11 +90,14 @@ class Evaluator:
 
     def run(self, task: Task, seed: int) -> Result:
         """The episode of that task and seed, whatever episodes were before it."""
+        return self.play(draw_layout(task, seed, self._kinematics))
+
+    def play(self, layout: Layout) -> Result:
+        """The episode that begins so: one that was drawn, or one with another block or other words for it."""
         rig, policy = self._rig, self._policy
-        layout = draw_layout(task, seed, self._kinematics)
         layout.place(rig)
         referee = Referee(layout, rig)
-        policy.reseed(seed)
+        policy.reseed(layout.seed)
 
         def watch() -> bool:
             referee.look()
@@ -108,16 +111,16 @@ class Evaluator:
             refused += actions is None
             return actions
 
-        phase = float(np.random.default_rng((seed, 78)).uniform(0.0, 0.95 / CONTROL_HZ))
+        phase = float(np.random.default_rng((layout.seed, 78)).uniform(0.0, 0.95 / CONTROL_HZ))
         executor = Lockstep(rig, replan=self._replan, latency=self._latency, phase=phase).run(
             act,
             policy.action_space,
-            task.seconds,
+            layout.task.seconds,
             watch=watch,
         )
         return Result(
-            task=task.value,
-            seed=seed,
+            task=layout.task.value,
+            seed=layout.seed,
             instruction=layout.instruction,
             target=layout.target,
             success=referee.success,

@@ -11,8 +11,11 @@ import numpy as np
 from ki_ros.rig import CameraRole
 
 EXTERIOR_FOVY = 36.0
-"""Vertical field of view [degrees]. Narrow, so that the place where the blocks lie fills the picture: in a view of 224
-pixels a block is nearly as large as a patch of 32."""
+"""Vertical field of view of exterior_1 [degrees]. Narrow, so that the place where the blocks lie fills the picture: in
+a view of 224 pixels a block is nearly as large as a patch of 32."""
+
+OVERVIEW_FOVY = 50.0
+"""Vertical field of view of exterior_2 [degrees]."""
 
 WRIST_FOVY = 60.0
 """Vertical field of view [degrees]."""
@@ -42,9 +45,10 @@ class Mount:
 
 MOUNTS: Mapping[CameraRole, Mount] = MappingProxyType(
     {
-        # Over the robot's left and right shoulder, on stands beside the base, aimed at the place where the blocks lie.
+        # Over the robot's left shoulder, on a stand beside the base, aimed at the place where the blocks lie.
         CameraRole.EXTERIOR_1: Mount("world", (0.28, 0.50, 0.48), (0.48, 0.07, 0.02), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
-        CameraRole.EXTERIOR_2: Mount("world", (0.28, -0.50, 0.48), (0.48, -0.07, 0.02), (0.0, 0.0, 1.0), EXTERIOR_FOVY),
+        # Facing the robot from its right: the whole arm and the whole table, for people and for policies that want it.
+        CameraRole.EXTERIOR_2: Mount("world", (1.05, -0.75, 0.62), (0.32, 0.0, 0.25), (0.0, 0.0, 1.0), OVERVIEW_FOVY),
         # On the gripper's base, 75 mm in front of its axis, the left eye of a stereo pair, pitched towards the fingers.
         CameraRole.WRIST: Mount("base", (0.074, -0.031, 0.011), (-0.239, -0.031, 0.961), (1.0, 0.0, 0.0), WRIST_FOVY),
     }

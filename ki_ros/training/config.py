@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ki_ros.model.config import KIConfig
 from ki_ros.rig import ActionSpace, CameraRole
+from ki_ros.share import PACKAGE, locate
 from ki_ros.training.augment import AugmentConfig
 
 Part = Literal["vision", "projector", "language", "expert"]
@@ -26,20 +27,31 @@ class TrainConfigError(ValueError):
 _STRICT = ConfigDict(extra="forbid")
 
 
+def _shipped(path: Any) -> Any:
+    """The place of a path that begins with `package://ki_ros/`; anything else as it is."""
+    if not (isinstance(path, str) and path.startswith(PACKAGE)):
+        return path
+    try:
+        return locate(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
     """Where the model comes from.
 
     Attributes:
         preset: name of a configuration; that of `init` when None.
-        init: checkpoint to start from; None for initial weights, which depend on the run's seed alone.
+        init: checkpoint to start from, `package://ki_ros/models/...` for one that ships; None for initial weights,
+            which depend on the run's seed alone.
         changes: fields of the configuration to set on top, such as `{knowledge_insulation: false}`.
     """
 
     __pydantic_config__ = _STRICT
 
     preset: str | None = None
-    init: Path | None = None
+    init: Annotated[Path | None, BeforeValidator(_shipped)] = None
     changes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

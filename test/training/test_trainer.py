@@ -239,6 +239,15 @@ def test_starting_from_a_checkpoint(whole: Path, tmp_path: Path) -> None:
     assert (outcome.checkpoint / "norm_stats.json").read_text() == (newest / "norm_stats.json").read_text()
 
 
+def test_a_checkpoint_that_ships_is_found(tmp_path: Path) -> None:
+    name = "package://ki_ros/models/ki_tiny/backbone"
+    config = configuration.parse(tiny.settings(tmp_path) | {"model": {"init": name}})
+    assert config.model.init is not None
+    assert (config.model.init / "model.safetensors").is_file()
+    with pytest.raises(configuration.TrainConfigError, match=r"model\.init.*ki_large"):
+        configuration.parse(tiny.settings(tmp_path) | {"model": {"init": "package://ki_ros/models/ki_large"}})
+
+
 def test_states_alone(tmp_path: Path, test_data: Path) -> None:
     data = {"kind": "droid", "directory": str(test_data / "droid_100"), "train": "2-3", "held_out": "4", "views": []}
     with pytest.raises(ValueError, match="freeze:"):
