@@ -61,6 +61,9 @@ class CameraRole(str, enum.Enum):
     WRIST = "wrist"
 
 
+POLICY_VIEWS = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
+"""Cameras that DROID policies read unless told otherwise."""
+
 POLICY_SLOTS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 """Image slots of pi0.5, in the order in which they enter the backbone."""
 

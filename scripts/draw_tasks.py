@@ -16,11 +16,10 @@ from PIL import Image
 
 from ki_ros.data.episodes import read_episodes
 from ki_ros.lockstep.collect import Collector
-from ki_ros.rig import CameraRole
+from ki_ros.rig import POLICY_VIEWS
 from ki_ros.sim.tasks import Task
 
 SEED = 1
-ROLES = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
 SIDE, CROP, GAP, TITLE = 224, slice(28, 196), 6, 26
 """Pixels: a view's width, its rows without the bars of its padding, the space around it, the height of a title."""
 
@@ -36,7 +35,7 @@ def draw(file: Path) -> None:
             pictures = []
             for step in (0, len(episode) - 1):
                 views = episode.views(step)
-                pictures += [views[role][CROP] for role in ROLES]
+                pictures += [views[role][CROP] for role in POLICY_VIEWS]
             rows.append(titled(episode.instruction, pictures))
         collector.close()
     file.parent.mkdir(parents=True, exist_ok=True)

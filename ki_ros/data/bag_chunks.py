@@ -16,7 +16,7 @@ import numpy as np
 
 from ki_ros.data.cache import Cache, CachedEpisode, CacheError
 from ki_ros.data.cache.episode import OUTCOMES
-from ki_ros.rig import NUM_JOINTS, VELOCITY_TO_DELTA, ActionSpace, CameraRole
+from ki_ros.rig import NUM_JOINTS, POLICY_VIEWS, VELOCITY_TO_DELTA, ActionSpace, CameraRole
 from ki_ros.sample import Sample
 
 KEPT_IDLE_STEPS = 8
@@ -46,7 +46,7 @@ class BagChunks:
         *,
         horizon: int = 15,
         action_space: ActionSpace,
-        views: tuple[CameraRole, ...] = (CameraRole.EXTERIOR_1, CameraRole.WRIST),
+        views: tuple[CameraRole, ...] = POLICY_VIEWS,
         outcomes: Sequence[str] = ("success",),
         drop_idle: bool = True,
         hold_after_end: bool = False,

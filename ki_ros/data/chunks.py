@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ki_ros.data.droid import Episode, EpisodeError
-from ki_ros.rig import NUM_JOINTS, VELOCITY_TO_DELTA, ActionSpace, CameraRole
+from ki_ros.rig import NUM_JOINTS, POLICY_VIEWS, VELOCITY_TO_DELTA, ActionSpace, CameraRole
 from ki_ros.sample import Sample
 
 
@@ -38,7 +38,7 @@ class DroidChunks:
         *,
         horizon: int = 15,
         action_space: ActionSpace,
-        views: tuple[CameraRole, ...] = (CameraRole.EXTERIOR_1, CameraRole.WRIST),
+        views: tuple[CameraRole, ...] = POLICY_VIEWS,
         missing_views: Literal["refuse", "mask"] = "refuse",
     ) -> None:
         """Reads the states of all episodes.

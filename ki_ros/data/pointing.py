@@ -10,7 +10,15 @@ from functools import cached_property
 
 import numpy as np
 
-from ki_ros.rig import NUM_JOINTS, RESET_JOINT_POSITIONS, STATE_DIM, VELOCITY_TO_DELTA, ActionSpace, CameraRole
+from ki_ros.rig import (
+    NUM_JOINTS,
+    POLICY_VIEWS,
+    RESET_JOINT_POSITIONS,
+    STATE_DIM,
+    VELOCITY_TO_DELTA,
+    ActionSpace,
+    CameraRole,
+)
 from ki_ros.sample import Sample
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 230), "yellow": (230, 210, 50)}
@@ -27,7 +35,6 @@ MAX_SPREAD = 0.2
 MIN_HORIZON = len(COLOURS)
 """Steps that it takes for the gripper to close at another one for each colour."""
 
-_VIEWS = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
 _MIN_SIDE = 16
 _NOISE = 20
 _MAX_OPEN = 0.2
@@ -68,7 +75,7 @@ class Pointing:
         side: int = 64,
         squares: int = 2,
         spread: float = 0.1,
-        views: tuple[CameraRole, ...] = _VIEWS,
+        views: tuple[CameraRole, ...] = POLICY_VIEWS,
     ) -> None:
         """Makes nothing yet.
 
@@ -99,9 +106,11 @@ class Pointing:
         if not 0.0 <= spread <= MAX_SPREAD:
             raise ValueError(f"spread is {spread} rad; give 0 to {MAX_SPREAD} rad")
         views = tuple(views)
-        unknown = [view for view in views if view not in _VIEWS]
+        unknown = [view for view in views if view not in POLICY_VIEWS]
         if unknown or len(set(views)) < len(views):
-            raise ValueError(f"views is {views}; give each of {', '.join(view.value for view in _VIEWS)} at most once")
+            raise ValueError(
+                f"views is {views}; give each of {', '.join(view.value for view in POLICY_VIEWS)} at most once"
+            )
         self.length = length
         self.seed = seed
         self.horizon = horizon

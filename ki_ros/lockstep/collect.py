@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ki_ros.lockstep.loop import VIEWS, Lockstep
+from ki_ros.lockstep.loop import Lockstep
 from ki_ros.lockstep.recording import EpisodeRecording
-from ki_ros.rig import CONTROL_HZ, ActionSpace
+from ki_ros.rig import CONTROL_HZ, POLICY_VIEWS, ActionSpace
 from ki_ros.sim.expert import Expert
 from ki_ros.sim.kinematics import Kinematics
 from ki_ros.sim.simulated_rig import SimulatedRig
@@ -70,7 +70,7 @@ class Collector:
         temporary = self._output / f".{id}"
         shutil.rmtree(temporary, ignore_errors=True)
         recording = EpisodeRecording(
-            temporary / id, id=id, instruction=layout.instruction, rig=rig, views=VIEWS, quality=self._quality
+            temporary / id, id=id, instruction=layout.instruction, rig=rig, views=POLICY_VIEWS, quality=self._quality
         )
         with recording:
             Lockstep(rig, phase=phase).run(

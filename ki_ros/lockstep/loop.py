@@ -14,10 +14,9 @@ import numpy as np
 
 from ki_ros.chunk import ActionChunk
 from ki_ros.execution.executor import Executor, ExecutorOptions, Tick
-from ki_ros.rig import CONTROL_HZ, STATE_DIM, ActionSpace, CameraRole, gripper_closedness
+from ki_ros.rig import CONTROL_HZ, POLICY_VIEWS, STATE_DIM, ActionSpace, CameraRole, gripper_closedness
 from ki_ros.sim.simulated_rig import SimulatedRig
 
-VIEWS = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
 COMMAND_MS, STATE_MS = 10, 5
 _NS_PER_MS = 1_000_000
 
@@ -129,7 +128,7 @@ class Lockstep:
                 listener.on_state(now_ns, rig)
             if ms >= round(exposures * 1e3 / CONTROL_HZ):
                 exposures, exposed_ns = exposures + 1, now_ns
-                for role in VIEWS:
+                for role in POLICY_VIEWS:
                     views[role] = rig.render(role)
                     if listener is not None:
                         listener.on_image(now_ns, role, views[role])

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ki_ros.rig import CameraRole
+from ki_ros.rig import POLICY_VIEWS, CameraRole
 from ki_ros.sim import scene
 from ki_ros.sim.kinematics import Kinematics
 from ki_ros.sim.simulated_rig import SimulatedRig
 from ki_ros.sim.tasks import Task, draw_layout
-
-VIEWS = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,12 @@ class Photographer:
         }
 
     def take(self, seed: int) -> list[Picture]:
-        """What the cameras of `VIEWS` see at the beginning of the demonstration of reaching with that seed."""
+        """What the cameras of `POLICY_VIEWS` see at the beginning of the demonstration of reaching with that seed."""
         rig = self._rig
         layout = draw_layout(Task.REACH, seed, self._kinematics, anywhere=True)
         layout.place(rig)
         self._renderer.take_looks(rig.model)
-        return [self._picture(role, layout.blocks) for role in VIEWS]
+        return [self._picture(role, layout.blocks) for role in POLICY_VIEWS]
 
     def _picture(self, role: CameraRole, colours: Mapping[str, np.ndarray]) -> Picture:
         snapshot = self._rig.snapshot()

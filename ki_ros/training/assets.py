@@ -25,7 +25,7 @@ from ki_ros.model.fast_decoder import fast_vocabulary
 from ki_ros.model.inputs import PolicyInputs
 from ki_ros.model.normalize import NormStats
 from ki_ros.model.tokenizer import PALIGEMMA_SOURCES, PromptTokenizer
-from ki_ros.rig import STATE_DIM, CameraRole
+from ki_ros.rig import POLICY_VIEWS, STATE_DIM, CameraRole
 from ki_ros.sample import SampleSource
 from ki_ros.share import find_share
 from ki_ros.training.batches import SampleEncoder
@@ -84,7 +84,7 @@ def open_sources(config: TrainConfig, model: KIConfig) -> Sources:
     elif isinstance(data, CachedData):
         sources = _cached_sources(data, model)
     else:
-        views = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
+        views = POLICY_VIEWS
         first, other = (
             Pointing(count, seed=seed, side=data.side, horizon=model.action_horizon)
             for count, seed in ((data.train, data.seed), (data.held_out, data.seed + 1))

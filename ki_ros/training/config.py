@@ -13,7 +13,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ki_ros.model.config import KIConfig
-from ki_ros.rig import ActionSpace, CameraRole
+from ki_ros.rig import POLICY_VIEWS, ActionSpace, CameraRole
 from ki_ros.share import PACKAGE, locate
 from ki_ros.training.augment import AugmentConfig
 
@@ -77,7 +77,7 @@ class DroidData:
     directory: Path
     train: str
     held_out: str | None = None
-    views: tuple[CameraRole, ...] = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
+    views: tuple[CameraRole, ...] = POLICY_VIEWS
     missing_views: Literal["refuse", "mask"] = "refuse"
     action_space: ActionSpace = ActionSpace.JOINT_VELOCITY
 
@@ -133,7 +133,7 @@ class CachedData:
     outcomes: tuple[Literal["success", "failure", "unknown"], ...] = ("success",)
     drop_idle: bool = True
     hold_after_end: bool = False
-    views: tuple[CameraRole, ...] = (CameraRole.EXTERIOR_1, CameraRole.WRIST)
+    views: tuple[CameraRole, ...] = POLICY_VIEWS
     missing_views: Literal["refuse", "mask"] = "refuse"
     action_space: ActionSpace = ActionSpace.JOINT_VELOCITY
     instruction: str = ""

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from ki_ros.rig import POLICY_VIEWS
 from ki_ros.sim import scene
-from ki_ros.sim.grounding import VIEWS, Photographer
+from ki_ros.sim.grounding import Photographer
 
 pytestmark = pytest.mark.usefixtures("graphics")
 
@@ -40,7 +41,7 @@ def test_what_is_marked_as_a_block_has_its_colour_and_nothing_else_has(pictures)
 
 def test_a_scene_is_a_function_of_its_seed(pictures):
     first, _, again = pictures
-    assert len(first) == len(VIEWS)
+    assert len(first) == len(POLICY_VIEWS)
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one.pixels, other.pixels)
         assert one.blocks.keys() == other.blocks.keys()
