@@ -28,6 +28,7 @@ from ki_ros.model.losses import (
 from ki_ros.model.observation import Observation, ObservationError
 from ki_ros.model.paired import PairedTransformer, PrefixCache
 from ki_ros.model.prefix import Prefix, embed_tokens
+from ki_ros.model.rtc import Guidance, guided
 from ki_ros.rig import STATE_DIM
 
 
@@ -70,6 +71,7 @@ class KIModel(nn.Module):
         noise: Tensor | None = None,
         num_steps: int = 10,
         generator: torch.Generator | None = None,
+        guidance: Guidance | None = None,
         views_required: bool = True,
     ) -> Tensor:
         """Actions by Euler integration of the flow from noise.
@@ -79,6 +81,7 @@ class KIModel(nn.Module):
             noise: (B, H, D), the starting point; drawn from `generator` (torch's default one if None) when left out.
             num_steps: evaluations of the expert.
             generator: on any device; the noise is drawn there.
+            guidance: what the actions are drawn to, for real-time chunking; None for nothing.
             views_required: whether a row without any view is refused. An arm must not be moved blindly; a model that
                 is trained on states alone can be evaluated.
 
@@ -87,7 +90,7 @@ class KIModel(nn.Module):
 
         Raises:
             ObservationError: the observation does not fit the model, or a row has no view.
-            ValueError: noise of another shape, num_steps below 1.
+            ValueError: noise or guidance of another shape, num_steps below 1.
         """
         shape = (observation.batch_size, self.config.action_horizon, self.config.action_dim)
         if noise is None:
@@ -95,7 +98,14 @@ class KIModel(nn.Module):
         _require_shape("noise", noise, shape)
         cache = self.encode_prefix(observation, views_required=views_required)
         noise = noise.to(device=self.device, dtype=torch.float32)
-        return integrate(lambda x, time: self.velocity_from_cache(cache, x, time), noise, num_steps)
+
+        def velocity(x: Tensor, time: Tensor) -> Tensor:
+            return self.velocity_from_cache(cache, x, time)
+
+        if guidance is not None:
+            _require_shape("guidance.target", guidance.target, (*shape[:2], min(STATE_DIM, shape[2])))
+            velocity = guided(velocity, guidance)
+        return integrate(velocity, noise, num_steps)
 
     def velocity(self, observation: Observation, x_t: Tensor, time: Tensor, *, cached: bool = True) -> Tensor:
         """The flow's velocity at x_t (B, H, D) and time (B,), by the cache or by the joint pass: (B, H, D) float32.
