@@ -104,6 +104,7 @@ class KIConfig:
         knowledge_insulation_lambda: weight of the FAST token loss beside the flow loss.
         fast_skip_tokens: ids at the top of the vocabulary that no FAST token takes. PaliGemma has 1024 `<loc>` and 128
             `<seg>` tokens there; openpi's own skips only the latter, which puts FAST on top of `<loc>`.
+        committed_rows: up to how many given actions the expert is trained to go on from (arXiv 2512.05964); 0 for none.
     """
 
     vision: VisionConfig
@@ -116,9 +117,15 @@ class KIConfig:
     knowledge_insulation: bool = True
     knowledge_insulation_lambda: float = 0.5
     fast_skip_tokens: int = 1152
+    committed_rows: int = 0
 
     def __post_init__(self) -> None:
-        _require_positive(self, "")
+        _require_positive(self, "", but=("committed_rows",))
+        if not 0 <= self.committed_rows < self.action_horizon:
+            raise ConfigError(
+                f"committed_rows is {self.committed_rows}; give 0 or more, and less than action_horizon, "
+                f"{self.action_horizon}"
+            )
         weight = self.knowledge_insulation_lambda
         if not (math.isfinite(weight) and weight >= 0):
             raise ConfigError(f"knowledge_insulation_lambda is {weight}; give a finite number, 0 or more")
@@ -157,8 +164,10 @@ class KIConfig:
         return dataclasses.asdict(self) | {"action_space": self.action_space.value}
 
 
-def _require_positive(config: Any, prefix: str) -> None:
+def _require_positive(config: Any, prefix: str, but: tuple[str, ...] = ()) -> None:
     for item in dataclasses.fields(config):
+        if item.name in but:
+            continue
         value = getattr(config, item.name)
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise ConfigError(f"{_join(prefix, item.name)} is {value}; give a positive integer")

@@ -36,7 +36,7 @@ class ExpertLayer(nn.Module):
 
         Args:
             x: (B, L, W).
-            condition: (B, S, W), from the times of S draws whose tokens follow one another.
+            condition: (B, S, W), from the times of S draws whose tokens follow one another, or (B, L, W).
             rotation: of `rotary_embedding`, for the L positions.
             mask: (B, L, T + L) bool, or (B, 1, T + L) for all alike; no row empty. The backbone's tokens come first.
             backbone_keys, backbone_values: (B, K, T, H). Whether they carry a gradient is the caller's choice.

@@ -83,8 +83,8 @@ def integrate(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_s
 
 
 def interpolate(actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """`t * noise + (1 - t) * actions`: actions and noise (..., H, D), time (...)."""
-    time = time[..., None, None]
+    """`t * noise + (1 - t) * actions`: actions and noise (..., H, D), time (...) or, for each action, (..., H)."""
+    time = time[..., None] if time.dim() == noise.dim() - 1 else time[..., None, None]
     return time * noise + (1 - time) * actions
 
 

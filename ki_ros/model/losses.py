@@ -85,16 +85,18 @@ def velocity_loss(velocity: Tensor, target: Tensor, mask: Tensor, action_dims: i
 
     Args:
         velocity, target: (B, S, H, D) float32.
-        mask: (B, H) bool, true at steps of the episode. A sample without any contributes nothing.
+        mask: (B, H) bool, true at steps of the episode, or (B, S, H), at those of them that a draw is to learn. A
+            sample without any contributes nothing.
         action_dims: leading values of an action that mean something; the rest is padding and carries no loss.
 
     Returns:
         float32 scalar.
     """
-    error = (velocity[..., :action_dims] - target[..., :action_dims]).square().mean(-1).mean(1)
-    steps = mask.sum(1)
+    error = (velocity[..., :action_dims] - target[..., :action_dims]).square().mean(-1)
+    if mask.dim() == 2:
+        error = error.mean(1)
     # where, not a product: what the padding holds may be anything, and 0 * inf is not 0.
-    per_sample = torch.where(mask, error, 0.0).sum(1) / steps.clamp(min=1)
+    per_sample = torch.where(mask, error, 0.0).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
     return per_sample.sum()
 
 

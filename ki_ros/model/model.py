@@ -28,7 +28,7 @@ from ki_ros.model.losses import (
 from ki_ros.model.observation import Observation, ObservationError
 from ki_ros.model.paired import PairedTransformer, PrefixCache
 from ki_ros.model.prefix import Prefix, embed_tokens
-from ki_ros.model.rtc import Guidance, guided
+from ki_ros.model.rtc import Guidance, Velocity, guided
 from ki_ros.rig import STATE_DIM
 
 
@@ -71,6 +71,7 @@ class KIModel(nn.Module):
         noise: Tensor | None = None,
         num_steps: int = 10,
         generator: torch.Generator | None = None,
+        committed: Tensor | None = None,
         guidance: Guidance | None = None,
         views_required: bool = True,
     ) -> Tensor:
@@ -81,7 +82,9 @@ class KIModel(nn.Module):
             noise: (B, H, D), the starting point; drawn from `generator` (torch's default one if None) when left out.
             num_steps: evaluations of the expert.
             generator: on any device; the noise is drawn there.
-            guidance: what the actions are drawn to, for real-time chunking; None for nothing.
+            committed: (B, C, A) normalised, what the arm will do meanwhile: the first C actions are these, and the
+                others go on from them, as a model with `committed_rows` is trained to. A is 8, or D if that is less.
+            guidance: what the actions are drawn to instead, by a model that is not; None for nothing.
             views_required: whether a row without any view is refused. An arm must not be moved blindly; a model that
                 is trained on states alone can be evaluated.
 
@@ -90,7 +93,8 @@ class KIModel(nn.Module):
 
         Raises:
             ObservationError: the observation does not fit the model, or a row has no view.
-            ValueError: noise or guidance of another shape, num_steps below 1.
+            ValueError: noise, committed or guidance of another shape, both of the latter, more rows than the model was
+                trained with, num_steps below 1.
         """
         shape = (observation.batch_size, self.config.action_horizon, self.config.action_dim)
         if noise is None:
@@ -102,10 +106,34 @@ class KIModel(nn.Module):
         def velocity(x: Tensor, time: Tensor) -> Tensor:
             return self.velocity_from_cache(cache, x, time)
 
+        values = min(STATE_DIM, shape[2])
+        if committed is not None:
+            if guidance is not None:
+                raise ValueError("committed and guidance are both given; give one of them")
+            rows = committed.shape[1] if committed.dim() > 1 else 0
+            _require_shape("committed", committed, (shape[0], rows, values))
+            if rows > self.config.committed_rows:
+                raise ValueError(
+                    f"committed has {rows} rows; the model was trained to go on from up to "
+                    f"{self.config.committed_rows} (committed_rows), so give no more, or guidance in their place"
+                )
+            return self._go_on(velocity, noise, committed, num_steps)
         if guidance is not None:
-            _require_shape("guidance.target", guidance.target, (*shape[:2], min(STATE_DIM, shape[2])))
+            _require_shape("guidance.target", guidance.target, (*shape[:2], values))
             velocity = guided(velocity, guidance)
         return integrate(velocity, noise, num_steps)
+
+    def _go_on(self, velocity: Velocity, noise: Tensor, committed: Tensor, num_steps: int) -> Tensor:
+        """Integrates with the first rows held at what is committed, at time 0: an action as it is."""
+        rows, values = committed.shape[1:]
+        given = torch.zeros_like(noise[:, :rows])
+        given[..., :values] = committed.to(given)
+        free = torch.arange(noise.shape[1], device=noise.device) >= rows
+
+        def going_on(x: Tensor, time: Tensor) -> Tensor:
+            return velocity(torch.cat((given, x[:, rows:]), dim=1), time[:, None] * free)
+
+        return torch.cat((given, integrate(going_on, noise, num_steps)[:, rows:]), dim=1)
 
     def velocity(self, observation: Observation, x_t: Tensor, time: Tensor, *, cached: bool = True) -> Tensor:
         """The flow's velocity at x_t (B, H, D) and time (B,), by the cache or by the joint pass: (B, H, D) float32.
@@ -123,7 +151,7 @@ class KIModel(nn.Module):
         return self.paligemma_with_expert.encode_prefix(prefix.embeddings, prefix.mask)
 
     def velocity_from_cache(self, cache: PrefixCache, x_t: Tensor, time: Tensor) -> Tensor:
-        """The velocity (B, H, D) float32 at x_t (B, H, D) and time (B,), given an encoded prefix."""
+        """The velocity (B, H, D) float32 at x_t (B, H, D) and time (B,) or (B, H), given an encoded prefix."""
         suffix, condition = self._embed_suffix(x_t, time, len(cache.mask))
         return self._project(self.paligemma_with_expert.run_expert(cache, suffix, condition))
 
@@ -137,7 +165,8 @@ class KIModel(nn.Module):
             prefix.embeddings[:, :0],
             prefix.mask[:, :0],
             suffix,
-            condition[:, None],
+            condition,
+            draws=1,
             rows=None,
             insulated=self.config.knowledge_insulation,
         )
@@ -171,7 +200,8 @@ class KIModel(nn.Module):
             action_mask: (B, H) bool, true at steps of the episode; None where all are. Steps past its end carry no
                 flow loss, and a row with such a step has no FAST tokens.
             noise: (B, H, D), or (B, S, H, D) for S draws; drawn when left out.
-            time: (B,) or (B, S) in (0, 1], likewise.
+            time: (B,) or (B, S) in (0, 1], likewise; or (B, S, H), a time for each action. At time 0 an action is given
+                as it is and not learnt: the expert learns to go on from it (arXiv 2512.05964).
             flow_samples: S; noise or time that are given must have as many.
             vision_language: further data for the backbone alone.
             counts: samples of the whole batch, where this is a part of it; from this batch when left out.
@@ -206,11 +236,13 @@ class KIModel(nn.Module):
             fast_mask,
             suffix,
             condition,
+            draws=flow_samples,
             rows=rows,
             insulated=self.config.knowledge_insulation,
         )
         velocity = self._project(suffix_out).unflatten(1, (flow_samples, -1))
-        flow = velocity_loss(velocity, flow_target(clean, noise), action_mask, min(self.config.action_dim, STATE_DIM))
+        learnt = action_mask if time.dim() == 2 else action_mask[:, None] & (time > 0)
+        flow = velocity_loss(velocity, flow_target(clean, noise), learnt, min(self.config.action_dim, STATE_DIM))
         fast = self._token_loss(backbone_out, fast_tokens, fast_mask)
         if counts is None:
             language = 0 if vision_language is None else int(vision_language.answer_mask.any(1).sum())
@@ -286,7 +318,7 @@ class KIModel(nn.Module):
     def _draws(
         self, noise: Tensor | None, time: Tensor | None, flow_samples: int, actions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Noise (B, S, H, D) and times (B, S), float32, given or drawn."""
+        """Noise (B, S, H, D) and times (B, S) or (B, S, H), float32, given or drawn."""
         if isinstance(flow_samples, bool) or not isinstance(flow_samples, int) or flow_samples < 1:
             raise ValueError(f"flow_samples is {flow_samples!r}; give a positive integer")
         shape = (len(actions), flow_samples, *actions.shape[1:])
@@ -299,21 +331,23 @@ class KIModel(nn.Module):
         elif time.dim() == 1:
             time = time[:, None]
         _require_shape("noise", noise, shape)
-        _require_shape("time", time, shape[:2])
+        _require_shape("time", time, shape[: 3 if time.dim() == 3 else 2])
         return noise.float(), time.float()
 
     def _embed_draws(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t (B, S, H, D) and times (B, S) -> action tokens (B, S * H, W) and conditions (B, S, W)."""
+        """x_t (B, S, H, D) and times -> action tokens (B, S * H, W) and conditions.
+
+        These are (B, S, W) for times (B, S), and (B, S * H, W) for times (B, S, H).
+        """
         with full_precision(x_t):
             suffix = self.action_in_proj(x_t.flatten(1, 2).to(self.action_in_proj.weight.dtype))
-        condition = self.condition(time.flatten()).unflatten(0, time.shape)
+        condition = self.condition(time.flatten()).unflatten(0, (len(time), -1))
         return suffix.to(self.paligemma_with_expert.expert.dtype), condition
 
     def _embed_suffix(self, x_t: Tensor, time: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         _require_shape("x_t", x_t, (batch, self.config.action_horizon, self.config.action_dim))
-        _require_shape("time", time, (batch,))
-        suffix, condition = self._embed_draws(x_t[:, None], time[:, None])
-        return suffix, condition[:, 0]
+        _require_shape("time", time, (batch, self.config.action_horizon)[: time.dim()])
+        return self._embed_draws(x_t[:, None], time[:, None])
 
     def _token_loss(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> TokenLoss:
         """Of the backbone's outputs (B, F, W) at the rows that predict the tokens (B, F)."""

@@ -40,7 +40,7 @@ class Tokens(NamedTuple):
         x: (B, length, W).
         rotation: of `rotary_embedding`, for their positions.
         mask: (B, length, keys) bool, or (B, 1, keys) for all alike; true = may attend, no row empty.
-        condition: (B, S, W), the expert's alone.
+        condition: (B, S, W) or, a condition for each token, (B, L, W); the expert's alone.
     """
 
     x: Tensor
@@ -178,11 +178,11 @@ class PairedTransformer(nn.Module):
         return self._run_backbone(Tokens(embeddings, rotation, mask[:, None, :]), mask, rows, past=cache)
 
     def run_expert(self, cache: PrefixCache, suffix: Tensor, condition: Tensor) -> Tensor:
-        """The expert on top of a cached prefix: suffix (B, H, W), condition (B, W) -> (B, H, W), normed."""
+        """The expert on top of a cached prefix: suffix (B, H, W), condition (B, 1 or H, W) -> (B, H, W), normed."""
         batch, length = suffix.shape[:2]
         rotation = rotary_embedding(next_positions(cache.mask, length), self.head_dim)
         mask = torch.cat((cache.mask, cache.mask.new_ones(batch, length)), dim=1)[:, None, :]
-        visible, condition = cache.mask.shape[1], condition[:, None]
+        visible = cache.mask.shape[1]
         for pair, keys, values in zip(self.pairs, cache.keys, cache.values, strict=True):
             tokens = Tokens(suffix, rotation, mask, condition)
             _, suffix, _ = pair(None, tokens, past=KeysValues(keys, values), visible=visible)
@@ -197,6 +197,7 @@ class PairedTransformer(nn.Module):
         suffix: Tensor,
         condition: Tensor,
         *,
+        draws: int,
         rows: Tensor | None,
         insulated: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -209,7 +210,8 @@ class PairedTransformer(nn.Module):
             prefix, prefix_mask: (B, P, backbone W) and (B, P) bool.
             fast, fast_mask: (B, F, backbone W) and (B, F) bool; F may be 0. Padding is on the right.
             suffix: (B, S * H, expert W), the draws one after the other.
-            condition: (B, S, expert W).
+            condition: (B, S, expert W), or (B, S * H, expert W) where each action has its own.
+            draws: S.
             rows: (B, R) int64, the backbone tokens whose output is needed; None for all.
             insulated: see `PairedLayer.forward`.
 
@@ -217,7 +219,7 @@ class PairedTransformer(nn.Module):
             backbone (B, R or P + F, W) and suffix (B, S * H, W) after all layers and their last norms. The former is
             meaningless at padded positions.
         """
-        visible, draws = prefix_mask.shape[1], condition.shape[1]
+        visible = prefix_mask.shape[1]
         horizon = suffix.shape[1] // draws
         backbone = self._backbone_tokens(prefix, prefix_mask, fast, fast_mask)
         expert = Tokens(

@@ -34,7 +34,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """One row of a batch: inputs, normalised actions (H, D), mask (H,), noise (S, H, D) and times (S,)."""
+    """One row of a batch: inputs, normalised actions (H, D), mask (H,), noise (S, H, D) and times (S,) or (S, H)."""
 
     inputs: EncodedInputs
     actions: np.ndarray
@@ -52,7 +52,7 @@ class TrainingBatch:
         actions: (B, H, D) float32, normalised.
         action_mask: (B, H) bool.
         noise: (B, S, H, D) float32.
-        time: (B, S) float32.
+        time: (B, S) float32; (B, S, H) where the model is trained to go on from given actions, which have time 0.
     """
 
     observation: Observation
@@ -124,6 +124,11 @@ class SampleEncoder:
         # Always the same draws in the same order, so that augmentation does not change the noise.
         noise = generator.standard_normal((self._flow_samples, horizon, dim), dtype=np.float32)
         time = training_times(generator.random(self._flow_samples).astype(np.float32))
+        if self._config.committed_rows:
+            committed = generator.integers(0, self._config.committed_rows, self._flow_samples, endpoint=True)
+            # One valid row at least is left to learn.
+            committed = np.minimum(committed, max(int(sample.action_mask.sum()) - 1, 0))
+            time = time[:, None] * (np.arange(horizon) >= committed[:, None]).astype(np.float32)
 
         def augment(role: CameraRole, view: np.ndarray) -> np.ndarray:
             assert self._augment is not None

@@ -34,7 +34,7 @@ def _shipped(path: Any) -> Any:
     try:
         return locate(path)
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"model.init is {path}; {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -311,6 +311,7 @@ def _activations(
                 # The expert's tokens have the dtype of its master weights.
                 model.action_in_proj(actions).float(),
                 condition,
+                draws=flow_samples,
                 rows=torch.zeros(batch, fast_tokens, dtype=torch.int64),
                 insulated=config.knowledge_insulation,
             )

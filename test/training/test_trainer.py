@@ -248,6 +248,17 @@ def test_a_checkpoint_that_ships_is_found(tmp_path: Path) -> None:
         configuration.parse(tiny.settings(tmp_path) | {"model": {"init": "package://ki_ros/models/ki_large"}})
 
 
+def test_a_model_is_trained_to_go_on_from_given_actions(tmp_path: Path) -> None:
+    model = tiny.settings(tmp_path)["model"]
+    model["changes"] = model["changes"] | {"committed_rows": 4}
+    outcome = in_process(tmp_path, model=model, steps=12)
+    curve = tiny.curve(tmp_path)
+    assert np.isfinite(curve).all()
+    assert curve[-1] < curve[0]
+    policy = Policy.load(checkpoint=outcome.checkpoint, threads=1)
+    assert policy.config.committed_rows == 4
+
+
 def test_states_alone(tmp_path: Path, test_data: Path) -> None:
     data = {"kind": "droid", "directory": str(test_data / "droid_100"), "train": "2-3", "held_out": "4", "views": []}
     with pytest.raises(ValueError, match="freeze:"):
