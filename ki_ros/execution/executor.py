@@ -9,7 +9,7 @@ import numpy as np
 
 from ki_ros.chunk import ActionChunk, ChunkError, NonFiniteChunkError, target_position
 from ki_ros.execution.guard import Guard, GuardOptions
-from ki_ros.execution.schedule import NANOSECONDS, OpenLoopSchedule, Schedule, Segment, Step
+from ki_ros.execution.schedule import NANOSECONDS, Schedule, Segment, Step, make_schedule
 from ki_ros.execution.state import ChunkRefusal, Intervention, Reason, State
 from ki_ros.execution.watchdog import ChunkWatchdog
 from ki_ros.rig import GRIPPER_THRESHOLD, NUM_JOINTS, Robot, gripper_angle
@@ -31,8 +31,9 @@ class ExecutorOptions:
 
     Attributes:
         command_rate: rate at which `tick` is called [Hz]; a tick never moves the arm further than one period allows.
-        open_loop_horizon: rows of a chunk to execute before the next one.
-        skip_elapsed: begin a chunk with the row that is due (see OpenLoopSchedule).
+        schedule: which action is in force when, one of `ki_ros.execution.schedule.SCHEDULES`.
+        open_loop_horizon: rows of a chunk to execute before the next one; of temporal_ensemble none are.
+        ensemble_decay: how much less the newer chunks count in temporal_ensemble.
         max_chunk_age: age of its observation with which a chunk may still begin.
         max_chunk_gap: longest time without a new chunk before the arm is held.
         chunk_gap_intervals: the same in usual intervals between chunks, for policies faster than that; 0 for off.
@@ -44,8 +45,9 @@ class ExecutorOptions:
     """
 
     command_rate: float = 100.0
+    schedule: str = "latency_compensated"
     open_loop_horizon: int = 8
-    skip_elapsed: bool = True
+    ensemble_decay: float = 0.01
     max_chunk_age: float = 0.5
     max_chunk_gap: float = 0.25
     chunk_gap_intervals: float = 2.5
@@ -102,7 +104,7 @@ class Executor:
     Args:
         robot: the arm.
         options: see ExecutorOptions.
-        schedule: what to execute when; an OpenLoopSchedule of the options by default.
+        schedule: what to execute when; the one of the options by default.
     """
 
     def __init__(self, robot: Robot, options: ExecutorOptions | None = None, schedule: Schedule | None = None) -> None:
@@ -118,7 +120,12 @@ class Executor:
         """How often the arm came to be held or disabled, by the reason's value."""
         self.clock_jumps = 0
         self.refused_joint_states = 0
-        self._schedule = schedule or OpenLoopSchedule(o.open_loop_horizon, _ns(o.max_chunk_age), o.skip_elapsed)
+        self._schedule = schedule or make_schedule(
+            o.schedule,
+            open_loop_horizon=o.open_loop_horizon,
+            max_age_ns=_ns(o.max_chunk_age),
+            ensemble_decay=o.ensemble_decay,
+        )
         self._period_ns = round(NANOSECONDS / o.command_rate)
         self._now_ns: int | None = None
         self._tick_ns: int | None = None
@@ -320,7 +327,7 @@ class Executor:
         return Reason.NONE
 
     def _begin(self, step: Step) -> Reason:
-        target = target_position(step.action, step.chunk.action_space, self._measured)
+        target = target_position(step.action, step.action_space, self._measured)
         # Written so that a target that is not finite is refused too.
         if not np.abs(target - self._measured).max() <= self.options.max_target_distance:
             self._fail(Reason.GUARD_REFUSAL)
@@ -355,7 +362,7 @@ class Executor:
             self._previous.copy(),
             self._velocity.copy(),
             self._gripper,
-            self._step.chunk.observation_sequence,
+            self._step.observation_sequence,
             self._step.row,
             guarded.interventions,
         )

@@ -24,6 +24,7 @@ from std_srvs.srv import SetBool
 from ki_ros import chunk, msg, rig
 from ki_ros.execution import executor as execution
 from ki_ros.execution.guard import GuardOptions
+from ki_ros.execution.schedule import SCHEDULES
 from ki_ros.execution.state import ChunkRefusal, Reason, State
 from ki_ros.nodes import stamps, topics
 from ki_ros.nodes.controllers import ARMS, GRIPPERS
@@ -50,8 +51,13 @@ class Parameters:
     instruction: str = parameter("", "Instruction to start with; empty: hold until set_instruction is called")
     enabled_at_start: bool = parameter(False, "Enable as soon as joint states come. Not on a real arm")
     command_rate: float = parameter(100.0, "Commands a second [Hz]", low=10.0, high=1000.0)
-    open_loop_horizon: int = parameter(8, "Rows of a chunk to execute before the next chunk", low=1, high=1000)
-    skip_elapsed: bool = parameter(True, "Begin a chunk with the row that is due, not with row 0")
+    schedule: str = parameter("latency_compensated", "Which action is in force when", choices=SCHEDULES)
+    open_loop_horizon: int = parameter(
+        8, "synchronous, latency_compensated: rows of a chunk to execute before the next chunk", low=1, high=1000
+    )
+    ensemble_decay: float = parameter(
+        0.01, "temporal_ensemble: the i-th oldest chunk weighs exp(-decay * i)", low=-10.0, high=10.0
+    )
     max_chunk_age: float = parameter(
         0.5, "Age of its observation with which a chunk may begin [s]", low=0.01, high=10.0
     )
@@ -111,8 +117,9 @@ class Parameters:
         """What of this concerns the executor."""
         return execution.ExecutorOptions(
             command_rate=self.command_rate,
+            schedule=self.schedule,
             open_loop_horizon=self.open_loop_horizon,
-            skip_elapsed=self.skip_elapsed,
+            ensemble_decay=self.ensemble_decay,
             max_chunk_age=self.max_chunk_age,
             max_chunk_gap=self.max_chunk_gap,
             chunk_gap_intervals=self.chunk_gap_intervals,

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from ki_ros.chunk import ActionChunk, ChunkError
 from ki_ros.execution.executor import Executor, ExecutorOptions
+from ki_ros.execution.schedule import SCHEDULES
 from ki_ros.execution.state import Reason, State
 from ki_ros.rig import FR3, PANDA, RESET_JOINT_POSITIONS, ActionSpace
 
@@ -46,10 +47,10 @@ class AnythingArrives(RuleBasedStateMachine):
         self.row = np.array([0.3, -0.2, 0.1, 0.5, 0.9, -1.2, 0.0, 1.0])
         self.space = ActionSpace.JOINT_VELOCITY
 
-    @initialize(robot=st.sampled_from([PANDA, FR3]), skip=st.booleans(), rate=st.sampled_from([100.0]))
-    def start(self, robot, skip, rate):
+    @initialize(robot=st.sampled_from([PANDA, FR3]), schedule=st.sampled_from(SCHEDULES), rate=st.sampled_from([100.0]))
+    def start(self, robot, schedule, rate):
         self.robot = robot
-        self.executor = Executor(robot, ExecutorOptions(skip_elapsed=skip, command_rate=rate))
+        self.executor = Executor(robot, ExecutorOptions(schedule=schedule, command_rate=rate))
         self.q = np.clip(np.array(RESET_JOINT_POSITIONS), robot.position_lower + 0.1, robot.position_upper - 0.1)
         self.joint_state()
         assert self.executor.enable(self.now) is None
