@@ -172,6 +172,11 @@ class Evaluate:
     """Rows of a chunk to execute before the next one."""
     latency: float = 0.0
     """Simulated time from an observation to the chunk that answers it [s]."""
+    schedule: Literal["synchronous", "latency_compensated", "temporal_ensemble", "rtc", "rtc_trained"] = (
+        "latency_compensated"
+    )
+    """How chunks follow each other. rtc: each agrees with the one before, by guidance; rtc_trained: as a model with
+    committed_rows was trained to."""
     num_steps: int = 10
     """Integration steps of an inference."""
     backbone: bool = False

@@ -7,10 +7,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from ki_ros.commitment import Commitment
 from ki_ros.model.checkpoint import (
     NORM_STATS_FILE,
     TOKENIZER_FILE,
@@ -23,6 +25,7 @@ from ki_ros.model.inputs import InputError, PolicyInputs, collate_inputs
 from ki_ros.model.model import KIModel
 from ki_ros.model.normalize import NormStats
 from ki_ros.model.observation import Observation
+from ki_ros.model.rtc import Guidance, soft_mask
 from ki_ros.model.tokenizer import PALIGEMMA_SOURCES, PromptTokenizer
 from ki_ros.rig import NUM_JOINTS, STATE_DIM, ActionSpace, CameraRole
 from ki_ros.share import find_share, locate
@@ -227,22 +230,33 @@ class Policy:
             raise PolicyError(str(error)) from error
         return collate_inputs([encoded], self.model.config).to(self.model.device)
 
-    def infer(self, views: Mapping[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> np.ndarray:
+    def infer(
+        self,
+        views: Mapping[CameraRole, np.ndarray],
+        state: np.ndarray,
+        instruction: str,
+        commitment: Commitment | None = None,
+        *,
+        trained: bool = False,
+    ) -> np.ndarray:
         """A chunk of actions.
 
         Args:
             views: by camera role, (H, W, 3) uint8 RGB of any size; `required_views` must be there, others are ignored.
             state: (8,), joint positions [rad] and gripper closedness [0 open .. 1 closed].
             instruction: what to do.
+            commitment: what the arm will do meanwhile, which the chunk is to agree with (real-time chunking).
+            trained: whether to go on from its rows as the model was trained to (arXiv 2512.05964), and not to be guided
+                by them (arXiv 2506.07339), which any model can be, at the cost of a backward pass in each step.
 
         Returns:
             (horizon, 8) float64: seven values in `action_space`, and the gripper's closedness clipped to [0, 1].
 
         Raises:
             PolicyError: a view that is missing or no RGB image, a state that is not finite, an instruction that is
-                empty or too long, or an action that is not finite.
+                empty or too long, an action that is not finite, or more committed rows than the model was trained with.
         """
-        return self._act(self.observe(views, state, instruction), None)
+        return self._act(self.observe(views, state, instruction), None, self._agreement(commitment, trained))
 
     def reseed(self, seed: int) -> None:
         """Begins the noise of the inferences to come anew, as it begins with that seed."""
@@ -261,9 +275,29 @@ class Policy:
         self._act(self.observe(views, state, "warm up"), noise)
         return time.perf_counter() - start
 
-    def _act(self, observation: Observation, noise: torch.Tensor | None) -> np.ndarray:
+    def _agreement(self, commitment: Commitment | None, trained: bool) -> dict[str, Any]:
+        """What the model is told of a commitment."""
+        if commitment is None:
+            return {}
+        config = self.config
+        actions = self.norm_stats.actions.normalize(commitment.actions[: config.action_horizon])
+        known = torch.as_tensor(actions, dtype=torch.float32, device=self.model.device)[None]
+        if not trained:
+            target = torch.nn.functional.pad(known, (0, 0, 0, config.action_horizon - known.shape[1]))
+            weights = soft_mask(config.action_horizon, min(commitment.rows, known.shape[1]), known.shape[1])
+            return {"guidance": Guidance(target, weights.to(self.model.device))}
+        if commitment.rows > config.committed_rows:
+            raise PolicyError(
+                f"the arm is committed to {commitment.rows} rows, and the model was trained to go on from up to "
+                f"{config.committed_rows} (committed_rows); make inference faster, or let it be guided"
+            )
+        return {"committed": known[:, : commitment.rows]}
+
+    def _act(
+        self, observation: Observation, noise: torch.Tensor | None, agreement: Mapping[str, Any] | None = None
+    ) -> np.ndarray:
         sampled = self.model.sample_actions(
-            observation, noise=noise, num_steps=self.num_steps, generator=self._generator
+            observation, noise=noise, num_steps=self.num_steps, generator=self._generator, **(agreement or {})
         )
         # Public checkpoints pad actions with zeros; the rig's values come first.
         return self.in_rig_units(sampled[0, :, :STATE_DIM].cpu().numpy())

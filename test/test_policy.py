@@ -12,9 +12,12 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
+from ki_ros.commitment import Commitment
 from ki_ros.model.checkpoint import CheckpointError, save_checkpoint
 from ki_ros.model.config import KIConfig
 from ki_ros.model.model import KIModel
+from ki_ros.model.normalize import NormStats
+from ki_ros.model.tokenizer import PromptTokenizer
 from ki_ros.policy import Policy, PolicyError, model_directory
 from ki_ros.rig import RESET_JOINT_POSITIONS, ActionSpace, CameraRole
 
@@ -167,6 +170,44 @@ def test_action_that_is_not_finite_is_an_error(checkpoint: Path, tmp_path: Path)
     save_file(weights, tmp_path / "c" / "model.safetensors")
     with pytest.raises(PolicyError, match=r"actions\[0, 2\] is nan; 15 of 120"):
         fresh(tmp_path / "c", num_steps=1).infer(random_views(), STATE, "stop")
+
+
+@pytest.fixture(scope="module")
+def agreeable() -> Policy:
+    """A policy whose expert's weights are all random, and which may be told of up to four rows."""
+    torch.manual_seed(3)
+    config = replace(KIConfig.from_preset("ki_tiny"), committed_rows=4)
+    model = KIModel(config).eval()
+    for parameter in model.expert_parameters().values():
+        torch.nn.init.normal_(parameter, std=0.05)
+    stats = NormStats.load(SHIPPED / "untrained" / "norm_stats.json")
+    return Policy(model, stats, PromptTokenizer(SHIPPED / "tokenizer.model", config.max_token_len), seed=0)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_chunk_agrees_with_what_the_arm_is_committed_to(agreeable: Policy, trained: bool) -> None:
+    views, task = random_views(), "put the marker in the pot"
+    agreeable.reseed(1)
+    before = agreeable.infer(views, STATE, task)
+    left = Commitment(before[5:], 3)
+    agreeable.reseed(2)
+    free = agreeable.infer(views, STATE, task)
+    agreeable.reseed(2)
+    drawn = agreeable.infer(views, STATE, task, left, trained=trained)
+    scale = agreeable.norm_stats.actions.q99 - agreeable.norm_stats.actions.q01
+
+    def apart(chunk: np.ndarray) -> float:
+        return float(np.abs((chunk[:3] - left.actions[:3]) / scale).mean())
+
+    assert apart(drawn) < (1e-6 if trained else 0.1 * apart(free))
+    assert drawn.shape == free.shape
+
+
+def test_no_more_rows_than_it_was_trained_with(agreeable: Policy) -> None:
+    left = Commitment(np.zeros((10, 8)), 5)
+    with pytest.raises(PolicyError, match=r"committed to 5 rows.*up to 4 \(committed_rows\)"):
+        agreeable.infer(random_views(), STATE, "stop", left, trained=True)
+    agreeable.infer(random_views(), STATE, "stop", left)
 
 
 def test_untrained_weights_are_announced_and_depend_on_the_seed(caplog: pytest.LogCaptureFixture) -> None:

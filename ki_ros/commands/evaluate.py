@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ki_ros.commands.workers import spread
 from ki_ros.files import write_json
-from ki_ros.lockstep.evaluation import Evaluator, Result, episode_seed, summarise
+from ki_ros.lockstep.evaluation import REAL_TIME, Evaluator, Result, episode_seed, summarise
 from ki_ros.lockstep.fast_policy import FASTPolicy
 from ki_ros.policy import Policy
 from ki_ros.sim.tasks import Task
@@ -32,6 +32,7 @@ def evaluate(
     seed: int,
     replan: int,
     latency: float,
+    schedule: str,
     num_steps: int,
     backbone: bool,
     workers: int,
@@ -48,7 +49,11 @@ def evaluate(
         raise EvaluateError(f"seed is {seed}; give 0 or more")
     if backbone and checkpoint is None:
         raise EvaluateError("backbone is set without a checkpoint; give one that was trained with FAST tokens")
-    make = partial(_make, checkpoint, preset, seed, replan, latency, num_steps, backbone)
+    if backbone and schedule in REAL_TIME:
+        raise EvaluateError(
+            f"schedule is {schedule} and backbone is set; FAST tokens agree with nothing, drop one of them"
+        )
+    make = partial(_make, checkpoint, preset, seed, replan, latency, schedule, num_steps, backbone)
     items = [(one, episode_seed(seed, number)) for one in task for number in range(episodes)]
     results = spread(
         make,
@@ -64,6 +69,7 @@ def evaluate(
         "seed": seed,
         "replan": replan,
         "latency": latency,
+        "schedule": schedule,
         "num_steps": num_steps,
         "backbone": backbone,
     }
@@ -74,13 +80,20 @@ def evaluate(
 
 
 def _make(
-    checkpoint: Path | None, preset: str, seed: int, replan: int, latency: float, num_steps: int, backbone: bool
+    checkpoint: Path | None,
+    preset: str,
+    seed: int,
+    replan: int,
+    latency: float,
+    schedule: str,
+    num_steps: int,
+    backbone: bool,
 ) -> Evaluator:
     policy = Policy.load(
         preset=preset if checkpoint is None else None, checkpoint=checkpoint, seed=seed, threads=1, num_steps=num_steps
     )
     acts = FASTPolicy(policy, checkpoint) if backbone and checkpoint is not None else policy
-    return Evaluator(acts, replan=replan, latency=latency)
+    return Evaluator(acts, replan=replan, latency=latency, schedule=schedule)
 
 
 def _run(evaluator: Evaluator, item: tuple[Task, int]) -> Result:

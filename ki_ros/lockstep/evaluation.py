@@ -9,11 +9,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ki_ros.execution import schedule as execution
 from ki_ros.lockstep.loop import Lockstep, Observed
+from ki_ros.lockstep.smoothness import Smoothness
 from ki_ros.rig import CONTROL_HZ, ActionSpace, CameraRole
 from ki_ros.sim.kinematics import Kinematics
 from ki_ros.sim.simulated_rig import SimulatedRig
 from ki_ros.sim.tasks import BLOCKS, Layout, Referee, Task, draw_layout
+
+REAL_TIME = ("rtc", "rtc_trained")
+"""Real-time chunking, by guidance and as the model was trained to: the executor's part is `latency_compensated`."""
+
+SCHEDULES = (*execution.SCHEDULES, *REAL_TIME)
 
 SEED_OFFSET = 1_000_000
 """Between the seeds of one evaluation and the next: those of demonstrations are below the first."""
@@ -35,7 +42,7 @@ class Acts(Protocol):
         ...
 
     def infer(self, views: dict[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> np.ndarray | None:
-        """Actions (horizon, 8); None for none."""
+        """Actions (horizon, 8); None for none. For real-time chunking it takes more, as `Policy.infer` does."""
         ...
 
 
@@ -53,6 +60,7 @@ class Result:
         interventions: ticks in which the guard changed the command.
         holds: how often the arm was held, by reason.
         refused: observations that the policy had no actions for.
+        seam_step, rms_jerk: of its commands, see `Smoothness` [rad/s], [rad/s^3].
     """
 
     task: str
@@ -67,6 +75,8 @@ class Result:
     interventions: int
     holds: dict[str, int]
     refused: int
+    seam_step: float = 0.0
+    rms_jerk: float = 0.0
 
 
 def episode_seed(seed: int, episode: int) -> int:
@@ -81,10 +91,18 @@ class Evaluator:
         policy: what acts.
         replan: rows of a chunk to execute before the next one.
         latency: of the policy in simulated time [s].
+        schedule: one of `SCHEDULES`.
+
+    Raises:
+        ValueError: a schedule that is not known.
     """
 
-    def __init__(self, policy: Acts, *, replan: int = 5, latency: float = 0.0) -> None:
-        self._policy, self._replan, self._latency = policy, replan, latency
+    def __init__(
+        self, policy: Acts, *, replan: int = 5, latency: float = 0.0, schedule: str = "latency_compensated"
+    ) -> None:
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {schedule!r}; use one of {', '.join(SCHEDULES)}")
+        self._policy, self._replan, self._latency, self._schedule = policy, replan, latency, schedule
         self._rig = SimulatedRig()
         self._kinematics = Kinematics.of(self._rig)
 
@@ -107,16 +125,19 @@ class Evaluator:
 
         def act(observed: Observed) -> np.ndarray | None:
             nonlocal refused
-            actions = policy.infer(dict(observed.views), observed.state, layout.instruction)
+            inputs = (dict(observed.views), observed.state, layout.instruction)
+            if self._schedule in REAL_TIME:
+                actions = policy.infer(*inputs, observed.commitment, trained=self._schedule == "rtc_trained")
+            else:
+                actions = policy.infer(*inputs)
             refused += actions is None
             return actions
 
         phase = float(np.random.default_rng((layout.seed, 78)).uniform(0.0, 0.95 / CONTROL_HZ))
-        executor = Lockstep(rig, replan=self._replan, latency=self._latency, phase=phase).run(
-            act,
-            policy.action_space,
-            layout.task.seconds,
-            watch=watch,
+        schedule = "latency_compensated" if self._schedule in REAL_TIME else self._schedule
+        smoothness = Smoothness()
+        executor = Lockstep(rig, replan=self._replan, latency=self._latency, phase=phase, schedule=schedule).run(
+            act, policy.action_space, layout.task.seconds, watch=watch, listener=smoothness
         )
         return Result(
             task=layout.task.value,
@@ -131,6 +152,8 @@ class Evaluator:
             interventions=sum(executor.interventions.values()),
             holds=dict(executor.holds),
             refused=refused,
+            seam_step=smoothness.seam_step,
+            rms_jerk=smoothness.rms_jerk,
         )
 
     def close(self) -> None:
@@ -179,4 +202,6 @@ def _figures(results: Sequence[Result]) -> dict[str, Any]:
         "language_following_interval": wilson(followed, count),
         "seconds_median": float(np.median(seconds)) if seconds else None,
         "closest_median": float(np.median([r.closest for r in results])) if count else None,
+        "seam_step_largest": max(r.seam_step for r in results) if count else None,
+        "rms_jerk_median": float(np.median([r.rms_jerk for r in results])) if count else None,
     }

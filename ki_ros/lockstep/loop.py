@@ -13,7 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from ki_ros.chunk import ActionChunk
+from ki_ros.commitment import Commitment, commit
 from ki_ros.execution.executor import Executor, ExecutorOptions, Tick
+from ki_ros.execution.state import State
 from ki_ros.rig import CONTROL_HZ, POLICY_VIEWS, STATE_DIM, ActionSpace, CameraRole, gripper_closedness
 from ki_ros.sim.simulated_rig import SimulatedRig
 
@@ -34,12 +36,14 @@ class Observed:
         views: pictures by role, (H, W, 3) uint8 RGB, as exposed last.
         state: (8,) measured joint positions [rad] and the gripper's closedness.
         command: (7,) the last joint positions that were sent [rad]; the measured ones before that.
+        commitment: what the arm does until the answer comes, from the chunk before; None for nothing.
     """
 
     time_ns: int
     views: Mapping[CameraRole, np.ndarray]
     state: np.ndarray
     command: np.ndarray
+    commitment: Commitment | None = None
 
 
 class Listener(Protocol):
@@ -63,12 +67,23 @@ class Lockstep:
 
     Args:
         rig: its own thread's.
-        replan: observations between two chunks, each of which is executed for that many rows.
+        replan: rows of a chunk to execute before the next one, and observations between two chunks, or more of them
+            where the latency is longer: there is one policy, and it thinks about one observation at a time.
         latency: between an observation and the arrival of the chunk that answers it [s].
         phase: how old a picture is at an observation's reference time [s], less than an observation's period.
+        schedule: one of `ki_ros.execution.schedule.SCHEDULES`. With "synchronous" the policy is asked when the arm has
+            come to the end of a chunk.
     """
 
-    def __init__(self, rig: SimulatedRig, *, replan: int = 5, latency: float = 0.0, phase: float = 0.02) -> None:
+    def __init__(
+        self,
+        rig: SimulatedRig,
+        *,
+        replan: int = 5,
+        latency: float = 0.0,
+        phase: float = 0.02,
+        schedule: str = "latency_compensated",
+    ) -> None:
         if replan < 1:
             raise ValueError(f"replan is {replan}; give 1 or more")
         if not 0.0 <= latency < 0.5:
@@ -77,6 +92,7 @@ class Lockstep:
             raise ValueError(f"phase is {phase} s; give 0 up to an observation's period of {1 / CONTROL_HZ:.4f} s")
         self.rig = rig
         self._replan, self._latency_ms, self._phase_ms = replan, round(latency * 1e3), round(phase * 1e3)
+        self._schedule = schedule
         self._epoch = 0
 
     def run(
@@ -91,8 +107,8 @@ class Lockstep:
         """Runs for at most that many seconds from the rig's present state.
 
         Args:
-            act: from an observation to actions (horizon, 8), called every `replan` observations; None for no chunk, and
-                the arm is held when the last one is exhausted.
+            act: from an observation to actions (horizon, 8); None for no chunk, and the arm is held when the last one
+                is exhausted.
             action_space: of those actions.
             seconds: simulated time [s].
             watch: called at every observation; ends the run when it is true.
@@ -105,9 +121,11 @@ class Lockstep:
             LockstepError: the arm is where no command may come from.
         """
         rig = self.rig
-        # Between two chunks lie `replan` observations and not one, and the watchdog must know.
-        gap = (self._replan + 1.5) / CONTROL_HZ + self._latency_ms / 1e3
-        options = ExecutorOptions(open_loop_horizon=self._replan, max_chunk_gap=gap, chunk_gap_intervals=0.0)
+        # Between two chunks lie `replan` observations and not one, or the latency, and the watchdog must know.
+        gap = (self._replan + 2.5) / CONTROL_HZ + self._latency_ms / 1e3
+        options = ExecutorOptions(
+            schedule=self._schedule, open_loop_horizon=self._replan, max_chunk_gap=gap, chunk_gap_intervals=0.0
+        )
         executor = Executor(rig.robot, options)
         start_ms = rig.time_ns // _NS_PER_MS
         self._epoch += 1
@@ -118,8 +136,10 @@ class Lockstep:
         executor.set_epoch(rig.time_ns, self._epoch)
         views: dict[CameraRole, np.ndarray] = {}
         command = rig.joint_positions.copy()
-        waiting: list[tuple[int, ActionChunk]] = []
-        exposures = observations = exposed_ns = 0
+        waiting: tuple[int, ActionChunk] | None = None
+        latest: ActionChunk | None = None
+        moving = False
+        exposures = observations = exposed_ns = asked = 0
         # The pictures of the first observation are taken before it.
         end_ms = round(seconds * 1e3) + self._phase_ms
         for ms in range(end_ms + 1):
@@ -138,20 +158,24 @@ class Lockstep:
                 if listener is not None:
                     # The joint state that an observation has is the newest that was published.
                     listener.on_observation(now_ns, exposed_ns)
-                if observations % self._replan == 0:
-                    actions = act(Observed(now_ns, dict(views), _state(rig), command))
+                due = not moving if self._schedule == "synchronous" else observations >= asked
+                if due and waiting is None:
+                    asked = observations + self._replan
+                    commitment = None if latest is None else commit(latest, now_ns, self._latency_ms / 1e3)
+                    actions = act(Observed(now_ns, dict(views), _state(rig), command, commitment))
                     if actions is not None:
                         step = 1.0 / CONTROL_HZ
                         chunk = ActionChunk(now_ns, observations + 1, self._epoch, action_space, step, actions)
-                        waiting.append((ms + self._latency_ms, chunk))
+                        waiting = (ms + self._latency_ms, chunk)
                 observations += 1
-            while waiting and waiting[0][0] <= ms:
-                chunk = waiting.pop(0)[1]
+            if waiting is not None and waiting[0] <= ms:
+                latest, waiting = waiting[1], None
                 executor.receive_joint_state(now_ns, 0, rig.joint_positions)
-                executor.receive_chunk(now_ns, now_ns - chunk.stamp, chunk)
+                executor.receive_chunk(now_ns, now_ns - latest.stamp, latest)
             if ms % COMMAND_MS == 0:
                 executor.receive_joint_state(now_ns, 0, rig.joint_positions)
                 tick = executor.tick(now_ns)
+                moving = tick.state is State.EXECUTING
                 if tick.positions is not None:
                     command = tick.positions
                     rig.command(tick.positions, tick.gripper)

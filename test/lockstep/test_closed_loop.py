@@ -131,6 +131,70 @@ def test_the_arm_is_never_held_for_want_of_chunks(rig, latency):
     assert rig.time_ns - start == pytest.approx(3.02e9, abs=5e6)
 
 
+def test_one_policy_thinks_about_one_observation_at_a_time(rig):
+    rig.reset(seed=0)
+    asked = []
+
+    def act(observed):
+        asked.append((observed.time_ns, observed.commitment))
+        return np.tile(np.append(np.array(RESET_JOINT_POSITIONS), 0.0), (15, 1))
+
+    Lockstep(rig, replan=1, latency=0.2).run(act, ActionSpace.JOINT_POSITION, 2.0)
+    times = np.array([time for time, _ in asked])
+    # The first observation after 0.2 s is the fourth, or the third where rounding to milliseconds has it so.
+    assert np.diff(times).min() >= 0.2e9
+    assert np.diff(times).max() <= 0.27e9
+    assert asked[0][1] is None
+    # 0.2 s are three rows, and three or four of the fifteen have gone by when the next observation is made.
+    assert {commitment.rows for _, commitment in asked[1:]} == {3}
+    assert {len(commitment.actions) for _, commitment in asked[1:]} <= {11, 12}
+
+
+def test_whoever_stops_to_think_is_asked_at_rest(rig):
+    rig.reset(seed=0)
+    asked = []
+
+    def act(observed):
+        asked.append(observed.time_ns)
+        return np.tile(np.append(np.array(RESET_JOINT_POSITIONS), 0.0), (15, 1))
+
+    executor = Lockstep(rig, replan=5, latency=0.1, schedule="synchronous").run(act, ActionSpace.JOINT_POSITION, 3.0)
+    # Thinking, five rows, and up to one period until the next observation.
+    assert np.diff(asked).min() >= 0.1e9 + 5e9 / 15
+    assert np.diff(asked).max() <= 0.11e9 + 6e9 / 15
+    assert executor.holds["chunk_exhausted"] >= len(asked) - 2 > 3
+
+
+class Agreeable(Still):
+    """A policy that writes down what it is told of the arm."""
+
+    def __init__(self):
+        self.told = []
+
+    def infer(self, views, state, instruction, *commitment, **how):
+        self.told.append((commitment, how))
+        return super().infer(views, state, instruction)
+
+
+@pytest.mark.parametrize("schedule", ["latency_compensated", "rtc", "rtc_trained"])
+def test_only_real_time_chunking_tells_the_policy_what_the_arm_is_committed_to(schedule):
+    policy = Agreeable()
+    evaluator = Evaluator(policy, latency=0.1, schedule=schedule)
+    evaluator.run(Task.REACH, episode_seed(7, 0))
+    evaluator.close()
+    if schedule == "latency_compensated":
+        assert all(commitment == () for commitment, _ in policy.told)
+        return
+    assert policy.told[0][0] == (None,)
+    assert {commitment.rows for (commitment,), _ in policy.told[1:]} == {2}
+    assert {how["trained"] for _, how in policy.told} == {schedule == "rtc_trained"}
+
+
+def test_a_schedule_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"schedule is 'eager'; use one of .*rtc_trained"):
+        Evaluator(Still(), schedule="eager")
+
+
 def test_a_chunk_is_executed_row_by_row(rig):
     rig.reset(seed=0)
     start = np.array(RESET_JOINT_POSITIONS)
