@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ki_ros.commands.workers import spread
+from ki_ros.execution.schedule import SCHEDULES
 from ki_ros.files import write_atomically, write_json
-from ki_ros.lockstep.evaluation import SCHEDULES, Evaluator, episode_seed, summarise
+from ki_ros.lockstep.evaluation import Evaluator, episode_seed, summarise
 from ki_ros.policy import Policy
 from ki_ros.sim.tasks import Task
 

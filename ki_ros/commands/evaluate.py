@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ki_ros.commands.workers import spread
+from ki_ros.execution.schedule import REAL_TIME
 from ki_ros.files import write_json
-from ki_ros.lockstep.evaluation import REAL_TIME, Evaluator, Result, episode_seed, summarise
+from ki_ros.lockstep.evaluation import Evaluator, Result, episode_seed, summarise
 from ki_ros.lockstep.fast_policy import FASTPolicy
 from ki_ros.policy import Policy
 from ki_ros.sim.tasks import Task

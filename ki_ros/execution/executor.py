@@ -32,7 +32,7 @@ class ExecutorOptions:
     Attributes:
         command_rate: rate at which `tick` is called [Hz]; a tick never moves the arm further than one period allows.
         schedule: which action is in force when, one of `ki_ros.execution.schedule.SCHEDULES`.
-        open_loop_horizon: rows of a chunk to execute before the next one; of temporal_ensemble none are.
+        open_loop_horizon: rows of a chunk to execute before the next one, of synchronous and latency_compensated.
         ensemble_decay: how much less the newer chunks count in temporal_ensemble.
         max_chunk_age: age of its observation with which a chunk may still begin.
         max_chunk_gap: longest time without a new chunk before the arm is held.

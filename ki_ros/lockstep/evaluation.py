@@ -9,18 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ki_ros.execution import schedule as execution
+from ki_ros.execution.schedule import REAL_TIME, SCHEDULES
 from ki_ros.lockstep.loop import Lockstep, Observed
 from ki_ros.lockstep.smoothness import Smoothness
 from ki_ros.rig import CONTROL_HZ, ActionSpace, CameraRole
 from ki_ros.sim.kinematics import Kinematics
 from ki_ros.sim.simulated_rig import SimulatedRig
 from ki_ros.sim.tasks import BLOCKS, Layout, Referee, Task, draw_layout
-
-REAL_TIME = ("rtc", "rtc_trained")
-"""Real-time chunking, by guidance and as the model was trained to: the executor's part is `latency_compensated`."""
-
-SCHEDULES = (*execution.SCHEDULES, *REAL_TIME)
 
 SEED_OFFSET = 1_000_000
 """Between the seeds of one evaluation and the next: those of demonstrations are below the first."""
@@ -91,7 +86,7 @@ class Evaluator:
         policy: what acts.
         replan: rows of a chunk to execute before the next one.
         latency: of the policy in simulated time [s].
-        schedule: one of `SCHEDULES`.
+        schedule: one of `ki_ros.execution.schedule.SCHEDULES`.
 
     Raises:
         ValueError: a schedule that is not known.
@@ -134,9 +129,8 @@ class Evaluator:
             return actions
 
         phase = float(np.random.default_rng((layout.seed, 78)).uniform(0.0, 0.95 / CONTROL_HZ))
-        schedule = "latency_compensated" if self._schedule in REAL_TIME else self._schedule
         smoothness = Smoothness()
-        executor = Lockstep(rig, replan=self._replan, latency=self._latency, phase=phase, schedule=schedule).run(
+        executor = Lockstep(rig, replan=self._replan, latency=self._latency, phase=phase, schedule=self._schedule).run(
             act, policy.action_space, layout.task.seconds, watch=watch, listener=smoothness
         )
         return Result(

@@ -344,6 +344,7 @@ class ExecutorNode(Node):
             epoch=tick.epoch,
             observation_sequence=tick.observation_sequence,
             step=tick.step,
+            schedule=self.parameters.schedule,
             interventions=[intervention.value for intervention in tick.interventions],
         )
         message.header.stamp = stamp

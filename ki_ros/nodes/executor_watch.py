@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 from rclpy.node import Node
@@ -23,12 +24,25 @@ class ExecutorWatch:
         self._statuses = subscribe_polled(node, msg.ExecutorStatus, topics.EXECUTOR_STATUS, topics.COMMAND_QOS)
         self._newest: msg.ExecutorStatus | None = None
         self._received_ns = 0
+        # The inference thread asks too.
+        self._lock = threading.Lock()
+
+    def newest(self) -> msg.ExecutorStatus | None:
+        """The newest status; None where none has come for `FRESH_SECONDS`."""
+        self._poll()
+        return self._newest if time.time_ns() - self._received_ns <= FRESH_SECONDS * 1e9 else None
+
+    def _poll(self) -> None:
+        with self._lock:
+            waiting = list(take_waiting(self._statuses, msg.ExecutorStatus))
+            if waiting:
+                raw, information = waiting[-1]
+                self._newest = deserialize_message(raw, msg.ExecutorStatus)
+                self._received_ns = information["received_timestamp"]
 
     def objection(self) -> str | None:
         """Why the arm may be moving, and the remedy; None where the executor is disabled, or there is none."""
-        for raw, information in take_waiting(self._statuses, msg.ExecutorStatus):
-            self._newest = deserialize_message(raw, msg.ExecutorStatus)
-            self._received_ns = information["received_timestamp"]
+        self._poll()
         topic = self._statuses.topic_name
         if self._node.count_publishers(topic) == 0:
             return None

@@ -22,6 +22,7 @@ from rclpy.serialization import deserialize_message
 from ki_ros import msg, srv
 from ki_ros.chunk import ActionChunk
 from ki_ros.nodes import diagnostics, stamps, topics
+from ki_ros.nodes.agreement import Agreement, within
 from ki_ros.nodes.executor_watch import ExecutorWatch
 from ki_ros.nodes.parameters import declare, parameter
 from ki_ros.nodes.run import run
@@ -79,12 +80,14 @@ class PolicyNode(LifecycleNode):
         self._counts: Counter[str] = Counter()
         self._last_error = ""
         self._errors_reported = 0
+        self._beyond_reported = 0
         self._description = ""
         self._inference_ms: deque[float] = deque(maxlen=300)
         self._publisher = self.create_publisher(msg.ActionChunk, topics.ACTION_CHUNK, topics.NEWEST_QOS)
         self.create_subscription(msg.Epoch, topics.EPOCH, self._on_epoch, topics.LATCHED_QOS)
         self.create_subscription(msg.Observation, topics.OBSERVATION, self._on_observation, topics.NEWEST_QOS, raw=True)
         self._executor_watch = ExecutorWatch(self)
+        self._agreement = Agreement()
         self.create_service(srv.LoadCheckpoint, topics.LOAD_CHECKPOINT, self._on_load_checkpoint)
         self._training = Training(self, self.parameters.training)
         self._diagnostics = diagnostics.Diagnostics(self, {"policy": self._report, "training": self._training.report})
@@ -291,6 +294,13 @@ class PolicyNode(LifecycleNode):
         if observation.epoch != self._epoch:
             self._counts["other_epoch"] += 1
             return
+        stamp = stamps.from_message(observation.header.stamp)
+        status = self._executor_watch.newest()
+        commitment = self._agreement.commitment(stamp, observation.epoch, status)
+        trained = commitment is not None and status.schedule == "rtc_trained"
+        if trained and commitment.rows > policy.config.committed_rows:
+            self._counts["committed_rows_beyond_training"] += 1
+            commitment = within(commitment, policy.config.committed_rows)
         actions = policy.infer(
             {
                 CameraRole(view.header.frame_id): np.frombuffer(view.data, np.uint8).reshape(view.height, view.width, 3)
@@ -298,10 +308,12 @@ class PolicyNode(LifecycleNode):
             },
             np.asarray(observation.state),
             observation.instruction,
+            commitment,
+            trained=trained,
         )
         elapsed = time.monotonic() - started
         chunk = ActionChunk(
-            stamp=stamps.from_message(observation.header.stamp),
+            stamp=stamp,
             observation_sequence=observation.sequence,
             epoch=observation.epoch,
             action_space=policy.config.action_space,
@@ -318,7 +330,9 @@ class PolicyNode(LifecycleNode):
                 self._counts["other_policy"] += 1
                 return
             self._publisher.publish(message)
+        self._agreement.sent(chunk, (self.get_clock().now().nanoseconds - stamp) / stamps.NANOSECONDS)
         self._counts["chunks"] += 1
+        self._counts["agreeing"] += commitment is not None
         self._inference_ms.append(elapsed * 1e3)
 
     # -- diagnostics
@@ -340,6 +354,16 @@ class PolicyNode(LifecycleNode):
             return diagnostics.Report(
                 diagnostics.ERROR, f"{new_errors} observations gave no chunk: {self._last_error}", values
             )
+        beyond = counts.get("committed_rows_beyond_training", 0)
+        new_beyond, self._beyond_reported = beyond - self._beyond_reported, beyond
+        if new_beyond:
+            return diagnostics.Report(
+                diagnostics.WARN,
+                f"{new_beyond} chunks came {self._agreement.delay:.2f} s after their observation: the arm was "
+                f"committed to more rows than the {self._policy.config.committed_rows} that the model was trained to "
+                "go on from (committed_rows), and may jump; use the schedule rtc, or make inference faster",
+                values,
+            )
         if not self._epoch:
             return diagnostics.Report(diagnostics.WARN, "waiting for an instruction: call set_instruction", values)
         return diagnostics.Report(diagnostics.OK, "inferring", values)
@@ -347,7 +371,7 @@ class PolicyNode(LifecycleNode):
 
 _COUNTS = (
     *("chunks", "refused", "failed", "without_instruction", "other_epoch", "other_policy"),
-    *("observations_superseded", "loaded_in_place"),
+    *("observations_superseded", "loaded_in_place", "agreeing", "committed_rows_beyond_training"),
 )
 
 

@@ -13,6 +13,7 @@ from ki_ros.chunk import ActionChunk
 from ki_ros.execution.schedule import (
     SCHEDULES,
     LatencyCompensated,
+    RealTime,
     Segment,
     Synchronous,
     TemporalEnsemble,
@@ -130,6 +131,45 @@ def test_whoever_stops_to_think_begins_with_row_0_of_an_answer_to_what_is_seen_a
     schedule.offer(make(sequence=4), observed_ns=rest)
     step = schedule.advance(rest + 90 * MS)
     assert (step.observation_sequence, step.row, step.start_ns) == (4, 0, rest + 90 * MS)
+
+
+# Real time: the next row is the newest chunk's
+
+
+@given(
+    arrivals=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 300)), min_size=1, max_size=5),
+    horizon=st.integers(4, 15),
+)
+def test_each_row_is_that_of_the_newest_chunk_that_had_come_when_it_began(arrivals, horizon):
+    """Chunks arrive at multiples of 10 ms, so many milliseconds after their observations."""
+    schedule, when, step, offered = RealTime(NEVER), {}, None, {}
+    for sequence, (at, delay) in enumerate(sorted(arrivals), 1):
+        when.setdefault(at * 10 * MS, []).append((sequence, at * 10 * MS - delay * MS))
+    for now in range(0, 2000 * MS, 10 * MS):
+        for sequence, observed in when.get(now, []):
+            schedule.offer(make(horizon, sequence=sequence), observed)
+            offered[sequence] = observed
+        before, step = step, schedule.advance(now)
+        if step is None:
+            # Nothing that has come has a row for now.
+            newest = max(offered, default=None)
+            assert newest is None or now - offered[newest] > (horizon - 0.5) * DT_NS - 10 * MS
+            continue
+        assert step.start_ns <= now < step.end_ns
+        if before is not None and step != before and now < before.end_ns + DT_NS:
+            assert step.start_ns == before.end_ns
+        if step != before:
+            assert step.observation_sequence == max(offered)
+        # The row's time is within half a step of the time that it is executed at.
+        assert abs(offered[step.observation_sequence] + step.row * DT_NS - step.start_ns) <= DT_NS / 2 + 20
+
+
+def test_without_a_newer_chunk_it_is_executed_to_its_end():
+    schedule = RealTime(NEVER)
+    schedule.offer(make(horizon=5), observed_ns=0)
+    rows = [step.row for t in range(0, 500 * MS, 10 * MS) if (step := schedule.advance(t)) is not None]
+    assert rows == [min(t * 10 * MS // DT_NS, 4) for t in range(len(rows))]
+    assert len(rows) == 34
 
 
 # Temporal ensemble: a brute force that knows nothing of steps
