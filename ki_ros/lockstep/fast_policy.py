@@ -17,7 +17,7 @@ _MAX_TOKENS = 256
 
 
 class FASTPolicy:
-    """Acts by greedy FAST tokens. They are slow: one pass of the backbone for each.
+    """Acts by its likeliest FAST tokens. They are slow: one pass of the backbone for each.
 
     Args:
         policy: whose backbone it is.
@@ -41,9 +41,9 @@ class FASTPolicy:
         return self._policy.action_space
 
     def reseed(self, seed: int) -> None:
-        """Nothing: greedy tokens need no noise."""
+        """Nothing: the likeliest tokens need no noise."""
 
     def infer(self, views: Mapping[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> np.ndarray | None:
-        """As `Policy.infer`; None where the tokens are malformed."""
+        """As `Policy.infer`; None where they have no end."""
         actions = self._decoder(self._policy.observe(views, state, instruction))[0]
         return None if actions is None else self._policy.in_rig_units(actions.numpy())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def decode_fast_actions(
     model: KIModel,
     observation: Observation,
     *,
-    allowed: Sequence[int] | None,
+    allowed: Callable[[Sequence[int]], Tensor] | None,
     eos_id: int,
     max_tokens: int,
 ) -> list[list[int]]:
@@ -26,13 +26,13 @@ def decode_fast_actions(
     Args:
         model: in evaluation mode.
         observation: its FAST tokens, if any, are not read.
-        allowed: ids to choose from beside EOS, such as those of a FAST vocabulary; None for all.
+        allowed: the ids, int64, that one of them is chosen from to follow a sequence, EOS among them where it may end;
+            None for all of them, always. A sequence that nothing may follow is cut there.
         eos_id: the end of a sequence.
         max_tokens: most tokens of a sequence; one that has no end by then is cut there, and has no EOS to show.
 
     Returns:
-        B lists of ids, EOS included where it was said. `FASTVocabulary.from_backbone` and `FASTTokenizer.decode` make
-        actions of them, or say at which position they are malformed.
+        B lists of ids, EOS included where it was said.
 
     Raises:
         ObservationError: the observation does not fit the model, or a row has neither view nor prompt.
@@ -43,29 +43,26 @@ def decode_fast_actions(
     prefix = model.embed_prefix(observation, views_required=False)
     transformer = model.paligemma_with_expert
     hidden, cache = transformer.encode_rows(prefix.embeddings, prefix.mask, prediction_rows(prefix.mask, 1))
-    barred = _barred(model, allowed, eos_id)
     sequences: list[list[int]] = [[] for _ in range(len(prefix.mask))]
     open_rows = set(range(len(sequences)))
+    following = torch.full((len(sequences),), eos_id, device=model.device)
     while True:
         logits = model.vlm_logits(hidden[:, 0])
-        if barred is not None:
-            logits = logits.masked_fill(barred, float("-inf"))
-        tokens = logits.argmax(-1)
         for row in sorted(open_rows):
-            token = int(tokens[row])
-            sequences[row].append(token)
-            if token == eos_id or len(sequences[row]) == max_tokens:
+            choice = _likeliest(logits[row], allowed(sequences[row]) if allowed is not None else None)
+            if choice is not None:
+                sequences[row].append(choice)
+                following[row] = choice
+            if choice in (None, eos_id) or len(sequences[row]) == max_tokens:
                 open_rows.discard(row)
         if not open_rows:
             return sequences
-        embedded = transformer.backbone.language_model.embed(tokens[:, None]).to(prefix.embeddings.dtype)
+        embedded = transformer.backbone.language_model.embed(following[:, None]).to(prefix.embeddings.dtype)
         hidden, cache = transformer.continue_rows(cache, embedded)
 
 
-def _barred(model: KIModel, allowed: Sequence[int] | None, eos_id: int) -> Tensor | None:
-    """(vocabulary,) bool, true at ids that must not be chosen."""
-    if allowed is None:
-        return None
-    barred = torch.ones(model.config.language.vocab_size, dtype=torch.bool, device=model.device)
-    barred[torch.as_tensor([*allowed, eos_id], device=model.device)] = False
-    return barred
+def _likeliest(logits: Tensor, ids: Tensor | None) -> int | None:
+    """Of (vocabulary,) logits, the id with the greatest one among the given; None where there are none."""
+    if ids is None:
+        return int(logits.argmax())
+    return int(ids[logits[ids.to(logits.device)].argmax()]) if len(ids) else None

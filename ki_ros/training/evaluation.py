@@ -38,12 +38,12 @@ def evaluate(
     Returns:
         `flow_loss`, `fast_loss`, `fast_accuracy`; `action_error`, the mean absolute error of the sampled actions in
         normalised units over valid steps; with a decoder `fast_action_error` of the backbone's own actions,
-        `fast_disagreement` between these and the sampled ones, and `fast_malformed`, the share of rows whose tokens
-        make no actions; with others `following`, the share of rows whose sampled actions are closer to those that were
-        asked for than to the others': about half for a policy that does not listen.
+        `fast_disagreement` between these and the sampled ones, and `fast_unfinished`, the share of rows whose
+        tokens had no end; with others `following`, the share of rows whose sampled actions are closer to those that
+        were asked for than to the others': about half for a policy that does not listen.
     """
     names = ("flow", "fast", "accuracy", "flow_rows", "fast_rows", "error", "values")
-    totals = dict.fromkeys((*names, "fast_error", "disagreement", "decoded", "malformed", "following", "asked"), 0.0)
+    totals = dict.fromkeys((*names, "fast_error", "disagreement", "decoded", "unfinished", "following", "asked"), 0.0)
     for batch, other in zip(batches, others if others is not None else repeat(None), strict=False):
         batch = batch.to(world.device)
         counts = batch.counts()
@@ -80,7 +80,7 @@ def evaluate(
                 if not bool(mask[row].all()):
                     continue
                 if actions is None:
-                    totals["malformed"] += 1
+                    totals["unfinished"] += 1
                     continue
                 actions = actions.to(sampled.device)
                 totals["decoded"] += 1
@@ -100,10 +100,10 @@ def evaluate(
     if others is not None:
         metrics["following"] = ratio("following", "asked")
     if decoder is not None:
-        rows = total["decoded"] + total["malformed"]
+        rows = total["decoded"] + total["unfinished"]
         metrics |= {
             "fast_action_error": ratio("fast_error", "decoded"),
             "fast_disagreement": ratio("disagreement", "decoded"),
-            "fast_malformed": total["malformed"] / rows if rows else float("nan"),
+            "fast_unfinished": total["unfinished"] / rows if rows else float("nan"),
         }
     return metrics

@@ -253,6 +253,9 @@ class _Run:
                 f"step {step + 1}: loss {total}, gradient norms {norms}; the last checkpoint is whole. Lower "
                 "optimizer.learning_rate, or look for bad samples"
             )
+        if not counts.fast:
+            # Not one row of the batch has FAST tokens: nothing is known of them, where the sum says 0.
+            fast = accuracy = math.nan
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:

@@ -12,6 +12,11 @@ from ki_ros.model.decoding import decode_fast_actions
 EOS = 1
 
 
+def constant(ids: list[int]):
+    """The same choice after every sequence."""
+    return lambda _sequence: torch.tensor(ids, dtype=torch.int64)
+
+
 def from_scratch(model, observation, allowed: list[int] | None, max_tokens: int) -> list[list[int]]:
     """Each next token by the training pass over all tokens so far."""
     modules = model.paligemma_with_expert
@@ -42,7 +47,8 @@ def test_cache_decodes_as_from_scratch(small_model, make_observation, allowed) -
     observation = make_observation()
     with torch.no_grad():
         expected = from_scratch(small_model, observation, allowed, 6)
-    found = decode_fast_actions(small_model, observation, allowed=allowed, eos_id=EOS, max_tokens=6)
+    only = None if allowed is None else constant([*allowed, EOS])
+    found = decode_fast_actions(small_model, observation, allowed=only, eos_id=EOS, max_tokens=6)
     assert found == expected
     if allowed is not None:
         assert {token for row in found for token in row} <= {*allowed, EOS}
@@ -51,8 +57,9 @@ def test_cache_decodes_as_from_scratch(small_model, make_observation, allowed) -
 def test_rows_end_on_their_own(small_model, make_observation) -> None:
     """With EOS as the only choice every row says it at once; with one id besides, none runs past the limit."""
     observation = make_observation()
-    assert decode_fast_actions(small_model, observation, allowed=[], eos_id=EOS, max_tokens=5) == [[EOS], [EOS]]
-    found = decode_fast_actions(small_model, observation, allowed=[30], eos_id=EOS, max_tokens=4)
+    only_end = constant([EOS])
+    assert decode_fast_actions(small_model, observation, allowed=only_end, eos_id=EOS, max_tokens=5) == [[EOS], [EOS]]
+    found = decode_fast_actions(small_model, observation, allowed=constant([30, EOS]), eos_id=EOS, max_tokens=4)
     assert all(1 <= len(row) <= 4 and (row[-1] == EOS or len(row) == 4) for row in found)
 
 

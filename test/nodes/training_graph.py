@@ -74,7 +74,7 @@ def write_config(file: Path) -> Path:
     values = {
         "output": str(file.parent / "named by the file"),
         "model": TINY_MODEL,
-        "data": {"kind": "bags", "directory": "elsewhere", "held_out": 1, "build_workers": 1},
+        "data": {"kind": "bags", "directory": "elsewhere", "held_out": 1, "build_workers": 1, "hold_after_end": True},
         "optimizer": {"learning_rate": 3e-3, "warmup_steps": 1},
         "evaluation": {"every": 0, "samples": 2, "num_steps": 1},
         "fast_vocab_size": 300,

@@ -279,7 +279,7 @@ def test_real_episodes_with_images(tmp_path: Path, test_data: Path) -> None:
 def test_decoding_of_the_backbone_is_evaluated(tmp_path: Path) -> None:
     evaluation = {"every": 0, "samples": 3, "num_steps": 2, "decode_fast": True}
     outcome = in_process(tmp_path, steps=3, evaluation=evaluation, fast_max_tokens=40)
-    assert 0 <= outcome.evaluation["fast_malformed"] <= 1
+    assert 0 <= outcome.evaluation["fast_unfinished"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,11 @@ class FASTTokenizer:
         return len(self._parsed.token_bytes)
 
     @property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The bytes of UTF-8 text that each token stands for, by id."""
+        return self._parsed.token_bytes
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that are equal for equal content, whatever the layout of the files."""
         content = json.dumps(
