@@ -28,6 +28,14 @@ _EXECUTOR_TOPICS = {
 }
 """The executor's topics of commands, with its own defaults."""
 
+_COMMAND_TOPICS = {
+    "forward_command": "arm_command_topic",
+    "joint_trajectory": "trajectory_topic",
+    "joint_impedance": "target_joint_topic",
+    "forward_velocity": "velocity_command_topic",
+}
+"""Parameter with the topic of the arm's commands, by the value of the executor's parameter `controller`."""
+
 _DISCOVERY = {"ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER"}
 """Environment variables by which a person decides which machines see each other."""
 
@@ -72,7 +80,7 @@ class Settings:
     wrist_topic: str = field(default="", metadata={"help": "Image topic of the wrist camera"})
     joint_states_topic: str = field(default="", metadata={"help": "Topic of the arm's joint states"})
     gripper_topic: str = field(default="", metadata={"help": "Topic of the gripper's joint state"})
-    controller: str = field(default="", metadata={"help": "forward_command or joint_trajectory"})
+    controller: str = field(default="", metadata={"help": " or ".join(_COMMAND_TOPICS)})
     controller_topic: str = field(default="", metadata={"help": "Topic of the arm controller's commands"})
     gripper_controller_topic: str = field(default="", metadata={"help": "Topic of the gripper controller's commands"})
 
@@ -265,7 +273,8 @@ def _overrides(node: str, settings: Settings) -> dict[str, Any]:
     cameras = {role.value: getattr(s, f"{role.value}_topic") for role in rig.CameraRole}
     camera_topics = {f"{role}.topic": topic for role, topic in cameras.items()}
     controller = s.controller or _file_parameters(s, "executor").get("controller")
-    command_topic = "trajectory_topic" if controller == "joint_trajectory" else "arm_command_topic"
+    # The executor refuses a controller that it does not know.
+    command_topic = _COMMAND_TOPICS.get(controller, "arm_command_topic")
     by_node = {
         "simulator": {
             "robot": s.robot,

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -85,10 +84,33 @@ def _array(*values: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class VelocityCurve:
+    """Velocity limits that shrink towards the ends of the joints: |v| <= sqrt(slope * distance to the stop) - offset.
+
+    Attributes:
+        offset: (7,) [rad/s].
+        slope: (7,) [rad/s^2].
+        lower_stop, upper_stop: (7,) [rad], a little outside of the position limits.
+    """
+
+    offset: np.ndarray
+    slope: np.ndarray
+    lower_stop: np.ndarray
+    upper_stop: np.ndarray
+
+    def limits(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest velocity [rad/s] at joint positions (7,) [rad]."""
+        highest = np.sqrt(np.maximum(0.0, self.slope * (self.upper_stop - positions))) - self.offset
+        lowest = self.offset - np.sqrt(np.maximum(0.0, self.slope * (positions - self.lower_stop)))
+        return np.minimum(0.0, lowest), np.maximum(0.0, highest)
+
+
+@dataclass(frozen=True)
 class Robot:
     """An arm: names and limits of its seven joints.
 
-    Arrays have shape (7,), float64: positions [rad], velocity [rad/s], acceleration [rad/s^2], jerk [rad/s^3].
+    Arrays have shape (7,), float64: positions [rad], velocity [rad/s], acceleration [rad/s^2], jerk [rad/s^3],
+    effort [N m]. `velocity_curve` is there where the velocity limits depend on the position.
     """
 
     name: str
@@ -98,7 +120,8 @@ class Robot:
     velocity: np.ndarray
     acceleration: np.ndarray
     jerk: np.ndarray
-    _velocity_limits: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = field(default=None, repr=False)
+    effort: np.ndarray
+    velocity_curve: VelocityCurve | None = None
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -107,22 +130,11 @@ class Robot:
 
     def velocity_limits(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest velocity [rad/s], (7,) each, that the arm accepts at these joint positions [rad]."""
-        if self._velocity_limits is None:
+        if self.velocity_curve is None:
             return -self.velocity, self.velocity
-        return self._velocity_limits(np.asarray(positions, dtype=np.float64))
+        lowest, highest = self.velocity_curve.limits(np.asarray(positions, dtype=np.float64))
+        return np.maximum(-self.velocity, lowest), np.minimum(self.velocity, highest)
 
-
-def _fr3_velocity_limits(q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The FR3's position-dependent limits (libfranka `rate_limiting.h`, compute{Upper,Lower}LimitsJointVelocity)."""
-    highest = -_FR3_OFFSET + np.sqrt(np.maximum(0.0, _FR3_SLOPE * (_FR3_UPPER_STOP - q)))
-    lowest = _FR3_OFFSET - np.sqrt(np.maximum(0.0, _FR3_SLOPE * (q - _FR3_LOWER_STOP)))
-    return np.maximum(-FR3.velocity, np.minimum(0.0, lowest)), np.minimum(FR3.velocity, np.maximum(0.0, highest))
-
-
-_FR3_OFFSET = _array(0.30, 0.20, 0.20, 0.30, 0.35, 0.35, 0.35)
-_FR3_SLOPE = _array(12.0, 5.17, 7.0, 8.0, 34.0, 11.0, 34.0)
-_FR3_UPPER_STOP = _array(2.75010, 1.79180, 2.90650, -0.1458, 2.81010, 4.52050, 3.01960)
-_FR3_LOWER_STOP = _array(-2.750100, -1.791800, -2.906500, -3.048100, -2.810100, 0.54092, -3.019600)
 
 PANDA = Robot(
     name="panda",
@@ -132,6 +144,7 @@ PANDA = Robot(
     velocity=_array(2.175, 2.175, 2.175, 2.175, 2.61, 2.61, 2.61),
     acceleration=_array(15.0, 7.5, 10.0, 12.5, 15.0, 20.0, 20.0),
     jerk=_array(7500.0, 3750.0, 5000.0, 6250.0, 7500.0, 10000.0, 10000.0),
+    effort=_array(87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0),
 )
 
 FR3 = Robot(
@@ -142,7 +155,14 @@ FR3 = Robot(
     velocity=_array(2.62, 2.62, 2.62, 2.62, 5.26, 4.18, 5.26),
     acceleration=_array(*(10.0,) * 7),
     jerk=_array(*(5000.0,) * 7),
-    _velocity_limits=_fr3_velocity_limits,
+    effort=_array(87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0),
+    # libfranka `rate_limiting.h`, compute{Upper,Lower}LimitsJointVelocity.
+    velocity_curve=VelocityCurve(
+        offset=_array(0.30, 0.20, 0.20, 0.30, 0.35, 0.35, 0.35),
+        slope=_array(12.0, 5.17, 7.0, 8.0, 34.0, 11.0, 34.0),
+        lower_stop=_array(-2.750100, -1.791800, -2.906500, -3.048100, -2.810100, 0.54092, -3.019600),
+        upper_stop=_array(2.75010, 1.79180, 2.90650, -0.1458, 2.81010, 4.52050, 3.01960),
+    ),
 )
 
 ROBOTS = {robot.name: robot for robot in (PANDA, FR3)}

@@ -50,6 +50,26 @@ def test_settings_reach_the_nodes_that_they_concern():
     assert {merged(settings, node)["robot"] for node in ("simulator", "observation", "executor")} == {"fr3"}
 
 
+@pytest.mark.parametrize(
+    ("controller", "parameter"),
+    [
+        ("", "arm_command_topic"),
+        ("forward_command", "arm_command_topic"),
+        ("joint_trajectory", "trajectory_topic"),
+        ("joint_impedance", "target_joint_topic"),
+        ("forward_velocity", "velocity_command_topic"),
+    ],
+)
+def test_the_controller_s_topic_is_that_of_the_chosen_controller(controller, parameter, tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text(f"executor:\n  ros__parameters: {{controller: {controller or 'forward_command'}}}\n")
+    for settings in (Settings(controller=controller, sim=True), Settings(params_file=str(file), sim=True)):
+        settings = dataclasses.replace(settings, controller_topic="/c")
+        for node in ("executor", "simulator"):
+            given = merged(settings, node)
+            assert {key for key, value in given.items() if value == "/c"} == {parameter}
+
+
 def test_an_empty_setting_leaves_what_the_file_says():
     assert "wrist.topic" not in merged(Settings(sim=True), "observation")
     assert "checkpoint" not in merged(Settings(sim=True), "policy")

@@ -7,4 +7,5 @@ the clock. The parts, in the order in which a command passes them:
     guard       what of a wanted command the arm may be given
     executor    the state machine around both: enabled, holding, executing, and why
     adapter     a command as a controller wants it
+    velocity    the same for a controller that takes velocities alone
 """

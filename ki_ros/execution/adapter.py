@@ -1,13 +1,4 @@
-"""Controller adapters: a command as the controller of the arm or the gripper wants it, as plain data.
-
-When to use which:
-
-    forward_command    forward_command_controller, and anything else that takes bare positions. The controller applies
-                       each value at once and keeps the last one: the stream is the trajectory.
-    joint_trajectory   joint_trajectory_controller. It interpolates in its own, faster loop and feeds velocities
-                       forward. Needs `interpolate_from_desired_state: true`: without it each message starts a new
-                       spline at the measured position, and the arm creeps.
-"""
+"""Commands as controllers want them, as plain data. When to use which is said in docs/controllers.md."""
 
 from __future__ import annotations
 
@@ -16,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ki_ros.execution.guard import Guard
+
+_MOST_POINTS = 10
+"""Of a trajectory: between them the controller interpolates, by a cubic."""
 
 
 @dataclass(frozen=True)
@@ -28,37 +22,26 @@ class TrajectoryPoint:
 
 
 class TrajectoryAdapter:
-    """A command as a short trajectory that begins on reception (zero stamp) and replaces the one before.
+    """The last tick's command as a trajectory that begins on reception (zero stamp) and replaces the one before.
 
-    joint_trajectory_controller on Jazzy rejects a trajectory that ends in motion unless it is told otherwise. So a
-    command in motion is followed by a point at rest, `stop_time` later, where a constant deceleration ends. While
-    commands keep coming that point is never reached; when they stop coming, the arm comes to rest there by itself.
+    joint_trajectory_controller on Jazzy rejects a trajectory that ends in motion unless it is told otherwise. So the
+    command is followed by the guard's way to rest, which keeps the limits of the arm. While commands keep coming only
+    its first point is reached; when they stop coming, the arm comes to rest along it by itself.
 
     Args:
-        guard: whose position limits the point at rest keeps.
-        period: time until the command's own point [s]: the period of the commands.
-        stop_time: time from there to rest [s].
+        guard: that the commands come from.
     """
 
-    def __init__(self, guard: Guard, period: float, stop_time: float = 0.1) -> None:
-        for name, value in (("period", period), ("stop_time", stop_time)):
-            if not value > 0:
-                raise ValueError(f"{name} is {value} s; expected more than 0")
+    def __init__(self, guard: Guard) -> None:
         self._guard = guard
-        self._period = period
-        self._stop_time = stop_time
 
-    def points(self, positions: np.ndarray, velocities: np.ndarray) -> tuple[TrajectoryPoint, ...]:
-        """One or two points for a command: positions (7,) [rad], velocities (7,) [rad/s]. The last one is at rest."""
-        command = TrajectoryPoint(self._period, positions, velocities)
-        if not velocities.any():
-            return (command,)
-        rest = np.clip(
-            positions + velocities * (self._stop_time / 2),
-            np.minimum(self._guard.lower, positions),
-            np.maximum(self._guard.upper, positions),
-        )
-        return command, TrajectoryPoint(self._period + self._stop_time, rest, np.zeros_like(velocities))
+    def points(self) -> tuple[TrajectoryPoint, ...]:
+        """The command, which is reached a period after reception, and what follows; the last point is at rest."""
+        times, positions, velocities = self._guard.to_rest()
+        moving = np.flatnonzero(velocities.any(axis=1))
+        last = moving[-1] + 1 if len(moving) else 0
+        chosen = np.unique(np.linspace(0, last, min(last + 1, _MOST_POINTS)).round().astype(int))
+        return tuple(TrajectoryPoint(float(times[i]) + self._guard.period, positions[i], velocities[i]) for i in chosen)
 
 
 class OnChange:

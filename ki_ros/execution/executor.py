@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ki_ros.chunk import ActionChunk, ChunkError, NonFiniteChunkError, target_position
-from ki_ros.execution.guard import Guard, GuardOptions
-from ki_ros.execution.schedule import NANOSECONDS, Schedule, Segment, Step, make_schedule
+from ki_ros.execution.guard import Barrier, Guard, Guarded, GuardOptions
+from ki_ros.execution.measured import Measured
+from ki_ros.execution.operator import Operator
+from ki_ros.execution.path import Path, joining_velocity
+from ki_ros.execution.schedule import NANOSECONDS, Schedule, Step, make_schedule
 from ki_ros.execution.state import ChunkRefusal, Intervention, Reason, State
 from ki_ros.execution.watchdog import ChunkWatchdog
-from ki_ros.rig import GRIPPER_THRESHOLD, NUM_JOINTS, Robot, gripper_angle
+from ki_ros.rig import GRIPPER_THRESHOLD, NUM_JOINTS, ActionSpace, Robot, gripper_angle
 
 MAX_FUTURE = 0.05
 """How far in the future a stamp may lie [s]: clocks of two machines differ, and a simulated clock comes in ticks."""
 
-MAX_OUTSIDE = 0.1
-"""How far beyond its position limits an arm may be measured and still be enabled [rad]. A real arm stands at its limit
-at worst; more than this is another robot, another unit or another zero."""
+_PAUSE_PERIODS = 5
+"""A tick that comes later than so many periods finds an arm that has come to rest meanwhile: its controller has nothing
+to follow."""
 
 _SAME_STAMP = 0.001
 """Two chunks whose observations are closer than this [s] answer the same observation, or come in the wrong order."""
@@ -40,6 +44,9 @@ class ExecutorOptions:
         max_joint_state_age: age with which a joint state is still believed.
         max_target_distance: a row that asks for a joint position further than this from the measured one [rad] is
             refused as not meant.
+        max_start_distance: the same for the row with which motion begins.
+        max_effort: largest measured effort of a joint, as a share of what it can exert; more stops the arm. 0 for off.
+        hold_to_run: longest time between two confirmations that the operator holds the button; 0 for no button.
         binarize_gripper: command the gripper open or closed and nothing between.
         guard: limits of the commands.
     """
@@ -53,13 +60,20 @@ class ExecutorOptions:
     chunk_gap_intervals: float = 2.5
     max_joint_state_age: float = 0.1
     max_target_distance: float = 0.6
+    max_start_distance: float = 0.3
+    max_effort: float = 0.0
+    hold_to_run: float = 0.0
     binarize_gripper: bool = True
     guard: GuardOptions = field(default_factory=GuardOptions)
 
     def __post_init__(self) -> None:
-        for name in ("command_rate", "max_chunk_age", "max_chunk_gap", "max_joint_state_age", "max_target_distance"):
+        distances = ("max_target_distance", "max_start_distance")
+        for name in ("command_rate", "max_chunk_age", "max_chunk_gap", "max_joint_state_age", *distances):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        for name in ("max_effort", "hold_to_run"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ class Tick:
         state: and `reason`, why it is not executing.
         epoch: the epoch in force, 0 while there is none.
         positions: joint positions to send (7,) float64 [rad]; None while disabled, when nothing may be sent.
-        velocities: velocities of the command (7,) float64 [rad/s], zero while holding; None while disabled.
+        velocities: velocities of the command (7,) float64 [rad/s], zero once the arm is held; None while disabled.
         gripper: knuckle angle to send [rad]; None until a chunk has said one since enabling: the gripper then keeps
             doing what it does, so that nothing is dropped by enabling.
         observation_sequence: of the chunk that is executed; 0 otherwise.
@@ -97,7 +111,8 @@ class Executor:
     what comes next look old or future, but not what is already here. If the caller's own clock goes back, everything
     that was received is forgotten and the arm is held.
 
-    After any fault nothing of the chunks from before it is executed: motion begins again with a chunk that comes after.
+    To hold is to bring the arm to rest as soon as the guard's limits allow and to keep it there. After any fault
+    nothing of the chunks from before it is executed: motion begins again with a chunk that comes after.
 
     One thread. No method blocks, and none raises for anything that arrives in a message.
 
@@ -105,12 +120,20 @@ class Executor:
         robot: the arm.
         options: see ExecutorOptions.
         schedule: what to execute when; the one of the options by default.
+        barriers: of the guard.
     """
 
-    def __init__(self, robot: Robot, options: ExecutorOptions | None = None, schedule: Schedule | None = None) -> None:
+    def __init__(
+        self,
+        robot: Robot,
+        options: ExecutorOptions | None = None,
+        schedule: Schedule | None = None,
+        barriers: Sequence[Barrier] = (),
+    ) -> None:
         self.robot = robot
         self.options = o = options or ExecutorOptions()
-        self.guard = Guard(robot, o.guard)
+        self.guard = Guard(robot, o.guard, 1.0 / o.command_rate, barriers)
+        self.operator = Operator(_ns(o.hold_to_run) if o.hold_to_run > 0 else None)
         self.watchdog = ChunkWatchdog(_ns(o.max_chunk_gap), o.chunk_gap_intervals)
         self.chunks: Counter[str] = Counter()
         """Chunks by what became of them: "accepted", or the value of a ChunkRefusal."""
@@ -119,14 +142,13 @@ class Executor:
         self.holds: Counter[str] = Counter()
         """How often the arm came to be held or disabled, by the reason's value."""
         self.clock_jumps = 0
-        self.refused_joint_states = 0
+        self.measured = Measured(robot, _ns(o.max_joint_state_age), _ns(MAX_FUTURE))
         self._schedule = schedule or make_schedule(
             o.schedule,
             open_loop_horizon=o.open_loop_horizon,
             max_age_ns=_ns(o.max_chunk_age),
             ensemble_decay=o.ensemble_decay,
         )
-        self._period_ns = round(NANOSECONDS / o.command_rate)
         self._now_ns: int | None = None
         self._tick_ns: int | None = None
         self._epoch = 0
@@ -135,16 +157,12 @@ class Executor:
         self._disabled_because = Reason.DISABLED
         self._fault: Reason | None = None
         self._last_reason = Reason.NONE
-        self._measured: np.ndarray | None = None
-        self._measured_ns = 0
         self._observed_ns: int | None = None
         self._blind_ns: int | None = None
-        self._previous = np.zeros(NUM_JOINTS)
-        self._velocity = np.zeros(NUM_JOINTS)
+        self._sent = np.zeros(NUM_JOINTS)
         self._gripper: float | None = None
         self._step: Step | None = None
-        self._segment: Segment | None = None
-        self._wanted = np.zeros(NUM_JOINTS)
+        self._path: Path | None = None
 
     # The operator
 
@@ -169,21 +187,15 @@ class Executor:
         self._enter(now_ns)
         if self._enabled:
             return None
-        problem = self._joint_state_problem(now_ns)
+        if self.operator.stopped is not None:
+            return f"it was stopped ({self.operator.stopped.value}); see that the arm may move, then reset"
+        problem = self.measured.problem(now_ns) or self.measured.far_outside()
         if problem is not None:
             return problem
-        outside = np.maximum(self.robot.position_lower - self._measured, self._measured - self.robot.position_upper)
-        worst = int(np.argmax(outside))
-        if outside[worst] > MAX_OUTSIDE:
-            return (
-                f"{self.robot.joint_names[worst]} is measured at {self._measured[worst]:.4f} rad, outside of the "
-                f"{self.robot.name}'s limits [{self.robot.position_lower[worst]}, {self.robot.position_upper[worst]}]: "
-                f"is the parameter robot right?"
-            )
         self._enabled = True
         self._enable_pending = False
-        self._previous = self._measured.copy()
-        self._velocity = np.zeros(NUM_JOINTS)
+        self._sent = self.measured.positions.copy()
+        self.guard.reset(self._sent)
         self._gripper = None
         self._fault = None
         self._forget_chunks()
@@ -201,6 +213,20 @@ class Executor:
         self._enter(now_ns)
         self._disable(Reason.DISABLED)
 
+    def stop(self, now_ns: int, reason: Reason = Reason.STOPPED) -> None:
+        """Brings the arm to rest and keeps it there until `reset`, whatever else comes. The first reason is kept."""
+        self._enter(now_ns)
+        self.operator.stop(reason)
+        self._enable_pending = False
+        self._forget_chunks()
+
+    def reset(self, now_ns: int) -> None:
+        """Ends a stop. The executor is disabled then: that the arm may move again has to be said once more."""
+        self._enter(now_ns)
+        if self.operator.stopped is not None:
+            self.operator.reset()
+            self._disable(Reason.DISABLED)
+
     def set_epoch(self, now_ns: int, epoch: int) -> None:
         """Starts an epoch: from this call on no command comes from a chunk of another one.
 
@@ -216,28 +242,18 @@ class Executor:
 
     # Inputs
 
-    def receive_joint_state(self, now_ns: int, age_ns: int, positions: np.ndarray) -> str | None:
-        """Takes measured joint positions (7,) [rad] in the robot's order.
+    def receive_joint_state(
+        self, now_ns: int, age_ns: int, positions: np.ndarray, efforts: np.ndarray | None = None
+    ) -> str | None:
+        """Takes measured joint positions (7,) [rad] in the robot's order, and efforts (7,) [N m] where there are any.
 
         Returns None, or why they are refused. Positions older than those that are here already are ignored.
         """
         self._enter(now_ns)
-        positions = np.asarray(positions, dtype=np.float64)
-        problem = None
-        if positions.shape != (NUM_JOINTS,):
-            problem = f"joint state: {positions.size} positions; expected {NUM_JOINTS}"
-        elif not np.all(np.isfinite(positions)):
-            joint = int(np.argmin(np.isfinite(positions)))
-            problem = f"joint state: {self.robot.joint_names[joint]} is {positions[joint]}"
-        elif age_ns < -_ns(MAX_FUTURE):
-            problem = f"joint state: stamped {-age_ns / 1e9:.3f} s in the future"
-        if problem is not None:
-            self.refused_joint_states += 1
-            return problem
-        if self._measured is None or now_ns - age_ns > self._measured_ns:
-            self._measured = positions.copy()
-            self._measured_ns = now_ns - age_ns
-        return None
+        problem = self.measured.receive(now_ns, age_ns, positions)
+        if problem is None and efforts is not None and self._is_contact(efforts):
+            self.stop(now_ns, Reason.CONTACT)
+        return problem
 
     def receive_chunk(self, now_ns: int, age_ns: int, chunk: ActionChunk) -> ChunkRefusal | None:
         """Takes a chunk whose observation is `age_ns` old. Returns None, or why it is refused."""
@@ -285,32 +301,66 @@ class Executor:
     def tick(self, now_ns: int) -> Tick:
         """Decides what to send now. To be called at the command rate."""
         self._enter(now_ns)
-        elapsed_ns = 0 if self._tick_ns is None else now_ns - self._tick_ns
+        dt = 0.0 if self._tick_ns is None else (now_ns - self._tick_ns) / NANOSECONDS
         self._tick_ns = now_ns
-        # A late tick does not catch up, as the step that the arm sees would be as large as the delay is long; an early
-        # one may move by what its time allows.
-        dt = min(elapsed_ns, self._period_ns) / NANOSECONDS
         if self._enable_pending:
             self.enable(now_ns)
+        if dt > _PAUSE_PERIODS * self.guard.period:
+            self._start_from_rest()
+        # The guard is a period behind what it is told, so that is asked for when it will be due.
+        due_ns = now_ns + _ns(self.guard.ahead(dt))
+        reason = self._reason_to_hold(now_ns, due_ns) if self._enabled else Reason.NONE
         if not self._enabled:
-            return self._decided(Tick(State.DISABLED, self._disabled_because, self._epoch))
-        reason = self._reason_to_hold(now_ns)
-        if not self._enabled:
-            return self._decided(Tick(State.DISABLED, self._disabled_because, self._epoch))
-        if reason is not Reason.NONE:
-            return self._decided(self._hold(reason))
-        return self._decided(self._execute(now_ns, dt))
+            return self._decided(Tick(State.DISABLED, self.operator.stopped or self._disabled_because, self._epoch))
+        if reason is Reason.NONE:
+            guarded = self.guard.follow(self._path.position(due_ns), self.measured.positions, dt)
+            if guarded.refused:
+                reason = Reason.GUARD_REFUSAL
+                self._fail(reason)
+        else:
+            self._path = self._step = None
+            guarded = self.guard.stop(dt)
+        self._sent = guarded.positions
+        return self._decided(self._tick(reason, guarded))
 
-    def _reason_to_hold(self, now_ns: int) -> Reason:
-        if self._joint_state_problem(now_ns) is not None:
+    def _start_from_rest(self) -> None:
+        """Where the arm has come to rest, after a pause in which nothing was sent: at the last command, or where a
+        controller that looks further ahead has led it from there."""
+        sent, rest, measured = self._sent, self.guard.to_rest()[1][-1], self.measured.positions
+        if measured is not None:
+            sent = np.where(np.abs(measured - rest) < np.abs(measured - sent), rest, sent)
+        self.guard.reset(sent)
+        self._path = self._step = None
+
+    def _tick(self, reason: Reason, guarded: Guarded) -> Tick:
+        step = self._step if reason is Reason.NONE else None
+        return Tick(
+            State.HOLDING if step is None else State.EXECUTING,
+            reason,
+            self._epoch,
+            guarded.positions,
+            guarded.velocities,
+            self._gripper,
+            0 if step is None else step.observation_sequence,
+            -1 if step is None else step.row,
+            guarded.interventions,
+        )
+
+    def _reason_to_hold(self, now_ns: int, due_ns: int) -> Reason:
+        if self.measured.problem(now_ns) is not None:
             self._forget_chunks()
-            return Reason.STALE_JOINT_STATE
+            return self.operator.stopped or Reason.STALE_JOINT_STATE
         # The guard keeps a command from leading the arm by more than its limit; twice that, the arm has left by itself.
-        if np.abs(self._measured - self._previous).max() > 2 * self.options.guard.max_tracking_error:
+        if np.abs(self.measured.positions - self._sent).max() > 2 * self.options.guard.max_tracking_error:
             self._disable(Reason.TRACKING_LOST)
             return Reason.TRACKING_LOST
+        if self.operator.stopped is not None:
+            return self.operator.stopped
         if self._epoch == 0:
             return Reason.NO_INSTRUCTION
+        if not self.operator.permits(now_ns):
+            self._forget_chunks()
+            return Reason.HOLD_TO_RUN
         if self._fault is not None:
             return self._fault
         if not self.watchdog.fed:
@@ -318,75 +368,63 @@ class Executor:
         if not self.watchdog.alive(now_ns):
             self._fail(Reason.STALE_CHUNK)
             return Reason.STALE_CHUNK
-        step = self._schedule.advance(now_ns)
+        step = self._schedule.advance(due_ns)
         if step is None:
-            self._segment = self._step = None
             return Reason.STALE_CHUNK if self._schedule.expired else Reason.CHUNK_EXHAUSTED
-        if step != self._step:
-            return self._begin(step)
-        return Reason.NONE
+        return Reason.NONE if step == self._step else self._begin(step)
 
     def _begin(self, step: Step) -> Reason:
-        target = target_position(step.action, step.action_space, self._measured)
+        measured, before, options = self.measured.positions, self._path, self.options
+        target = target_position(step.action, step.action_space, measured)
+        furthest = options.max_start_distance if before is None else options.max_target_distance
         # Written so that a target that is not finite is refused too.
-        if not np.abs(target - self._measured).max() <= self.options.max_target_distance:
+        if not np.abs(target - measured).max() <= furthest:
             self._fail(Reason.GUARD_REFUSAL)
             return Reason.GUARD_REFUSAL
-        start = self._previous
-        if self._segment is not None:
-            # The step before ended a little after the last tick: without that rest every step would fall short of its
-            # target by up to a tick's motion.
-            start = start + (self._segment.position(step.start_ns) - self._wanted)
+        if before is None:
+            start, velocity = self.guard.decided, np.zeros(NUM_JOINTS)
+        else:
+            start, velocity = before.position(step.start_ns), before.velocity(step.start_ns)
+        duration = (step.end_ns - step.start_ns) / NANOSECONDS
+        way = self._slowed(target - start, start, duration)
+        end_velocity = np.zeros(NUM_JOINTS)
+        if step.following is not None:
+            if step.action_space is ActionSpace.JOINT_VELOCITY:
+                onward = target_position(step.following, step.action_space, measured) - measured
+            else:
+                onward = target_position(step.following, step.action_space, measured) - target
+            onward = self._slowed(onward, start, duration)
+            end_velocity = joining_velocity(way / duration, onward / duration)
         self._step = step
-        self._segment = Segment(start, target, step.start_ns, step.end_ns)
+        self._path = Path(start, start + way, velocity, end_velocity, step.start_ns, step.end_ns)
         closedness = min(max(float(step.action[NUM_JOINTS]), 0.0), 1.0)
-        if self.options.binarize_gripper:
+        if options.binarize_gripper:
             closedness = float(closedness > GRIPPER_THRESHOLD)
         self._gripper = gripper_angle(closedness)
         return Reason.NONE
 
-    def _execute(self, now_ns: int, dt: float) -> Tick:
-        wanted = self._segment.position(now_ns)
-        guarded = self.guard.limit(self._previous, self._velocity, wanted, self._measured, dt)
-        if guarded.refused:
-            self._fail(Reason.GUARD_REFUSAL)
-            return self._hold(Reason.GUARD_REFUSAL, guarded.interventions)
-        if dt > 0:
-            self._velocity = (guarded.positions - self._previous) / dt
-        self._wanted = wanted
-        self._previous = guarded.positions
-        return Tick(
-            State.EXECUTING,
-            Reason.NONE,
-            self._epoch,
-            self._previous.copy(),
-            self._velocity.copy(),
-            self._gripper,
-            self._step.observation_sequence,
-            self._step.row,
-            guarded.interventions,
-        )
-
-    def _hold(self, reason: Reason, interventions: tuple[Intervention, ...] = ()) -> Tick:
-        # The last command has passed the guard, or is the measured position at enabling. Repeating it is the one motion
-        # that every limit of the guard allows, whatever the arm's state is, or if that is not known any more.
-        self._velocity = np.zeros(NUM_JOINTS)
-        return Tick(
-            State.HOLDING,
-            reason,
-            self._epoch,
-            self._previous.copy(),
-            self._velocity.copy(),
-            self._gripper,
-            interventions=interventions,
-        )
+    def _slowed(self, way: np.ndarray, start: np.ndarray, duration: float) -> np.ndarray:
+        """As much of a way (7,) [rad] as the operator's speed and the arm's velocity limits allow, in its direction."""
+        slowest, fastest = self.robot.velocity_limits(start)
+        scale = self.options.guard.velocity_scale * duration
+        room, size = scale * np.where(way < 0, -slowest, fastest), np.abs(way)
+        # A joint that may not move at all in this direction is stopped by the guard: scaling would stop them all.
+        limiting = (size > room) & (room > 0)
+        share = np.divide(room, size, out=np.ones_like(size), where=limiting)
+        return min(self.operator.speed, float(share.min())) * way
 
     # What several of them need
+
+    def _is_contact(self, efforts: np.ndarray) -> bool:
+        most = self.options.max_effort * self.robot.effort
+        # Written so that an effort that is not finite counts.
+        return self.options.max_effort > 0 and not np.all(np.abs(efforts) <= most)
 
     def _enter(self, now_ns: int) -> None:
         if self._now_ns is not None and now_ns < self._now_ns:
             self.clock_jumps += 1
-            self._measured = None
+            self.measured.forget()
+            self.operator.forget_time()
             self._observed_ns = None
             self._blind_ns = None
             self._tick_ns = None
@@ -397,7 +435,7 @@ class Executor:
         self._schedule.clear()
         self.watchdog.restart()
         self._step = None
-        self._segment = None
+        self._path = None
 
     def _fail(self, reason: Reason) -> None:
         self._forget_chunks()
@@ -408,14 +446,6 @@ class Executor:
         self._enable_pending = False
         self._disabled_because = reason
         self._forget_chunks()
-
-    def _joint_state_problem(self, now_ns: int) -> str | None:
-        if self._measured is None:
-            return f"no joint state of the {self.robot.name} has come ({self.robot.joint_names[0]}, ...)"
-        age = (now_ns - self._measured_ns) / NANOSECONDS
-        if age > self.options.max_joint_state_age:
-            return f"the newest joint state is {age:.3f} s old; {self.options.max_joint_state_age:g} s are allowed"
-        return None
 
     def _chunk_refusal(self, now_ns: int, age_ns: int, chunk: ActionChunk) -> ChunkRefusal | None:
         if chunk.epoch != self._epoch or chunk.epoch == 0:

@@ -12,7 +12,7 @@ class State(enum.IntEnum):
     """No command leaves the node."""
 
     HOLDING = 1
-    """The last command is repeated: the arm stays where it is."""
+    """The arm is brought to rest, and then the last command is repeated: it stays where it is."""
 
     EXECUTING = 2
     """An action chunk is being executed."""
@@ -33,6 +33,15 @@ class Reason(str, enum.Enum):
     TRACKING_LOST = "tracking_lost"
     """Disabled by itself: the arm is far from where it was commanded. Ends with a successful enable, never by itself:
     sending the old command again could make the arm jump to it."""
+
+    STOPPED = "stopped"
+    """The operator has stopped it. Ends with a reset, and then an enable."""
+
+    CONTACT = "contact"
+    """A joint's effort was above the limit: stopped, as by the operator."""
+
+    HOLD_TO_RUN = "hold_to_run"
+    """The operator does not hold the button. Ends when it is held, and then with a good chunk."""
 
     NO_INSTRUCTION = "no_instruction"
     """No instruction has been given. Ends with one, and a chunk that answers it."""
@@ -81,3 +90,5 @@ class Intervention(str, enum.Enum):
     TRACKING_LIMITED = "tracking_limited"
     VELOCITY_LIMITED = "velocity_limited"
     ACCELERATION_LIMITED = "acceleration_limited"
+    WORKSPACE_LIMITED = "workspace_limited"
+    SELF_COLLISION_LIMITED = "self_collision_limited"

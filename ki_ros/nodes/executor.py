@@ -19,17 +19,19 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
-from std_srvs.srv import SetBool
 
 from ki_ros import chunk, msg, rig
 from ki_ros.execution import executor as execution
-from ki_ros.execution.guard import GuardOptions
+from ki_ros.execution.barriers import SelfCollisionBarrier, WorkspaceBarrier
+from ki_ros.execution.guard import Barrier, GuardOptions
 from ki_ros.execution.schedule import SCHEDULES
 from ki_ros.execution.state import ChunkRefusal, Reason, State
+from ki_ros.execution.workspace import WorkspaceBox
 from ki_ros.nodes import stamps, topics
 from ki_ros.nodes.controllers import ARMS, GRIPPERS
 from ki_ros.nodes.diagnostics import ERROR, OK, WARN, Diagnostics, Report
-from ki_ros.nodes.parameters import declare, parameter
+from ki_ros.nodes.operator import OperatorInputs
+from ki_ros.nodes.parameters import ParameterError, declare, parameter
 from ki_ros.nodes.polling import subscribe_polled, take_waiting
 from ki_ros.nodes.run import pacing_clock, run
 from ki_ros.srv import SetInstruction
@@ -77,8 +79,31 @@ class Parameters:
     max_target_distance: float = parameter(
         0.6, "A row whose target is further than this from the measured position is refused [rad]", low=0.01, high=7.0
     )
+    max_start_distance: float = parameter(
+        0.3, "The same for the row with which motion begins [rad]", low=0.01, high=7.0
+    )
+    max_effort: float = parameter(
+        0.0,
+        "Measured effort at which the arm is stopped, as a share of what a joint can exert; 0: off",
+        low=0.0,
+        high=1.0,
+    )
+    hold_to_run: float = parameter(
+        0.0,
+        "Longest time without a `true` on hold_to_run with which the arm moves [s]; 0: it moves without a button",
+        low=0.0,
+        high=2.0,
+    )
+    speed_scale: float = parameter(
+        1.0,
+        "Share of the distance to each target that is gone in its time; may be set while the node runs",
+        low=0.0,
+        high=1.0,
+        read_only=False,
+    )
     velocity_scale: float = parameter(0.9, "Share of the arm's velocity limits to use", low=0.01, high=1.0)
-    acceleration_scale: float = parameter(1.0, "Share of the arm's acceleration limits to use", low=0.01, high=1.0)
+    acceleration_scale: float = parameter(0.9, "Share of the arm's acceleration limits to use", low=0.01, high=1.0)
+    jerk_scale: float = parameter(0.9, "Share of the arm's jerk limits to use", low=0.01, high=1.0)
     position_margin: float = parameter(0.05, "Distance from the arm's position limits [rad]", low=0.0, high=0.5)
     max_tracking_error: float = parameter(
         0.3,
@@ -86,9 +111,19 @@ class Parameters:
         low=0.01,
         high=3.0,
     )
+    workspace_lower: list[float] = parameter(
+        [math.nan] * 3, "Lowest x, y and z of tool point and flange in the arm's base frame [m]; .nan for no limit"
+    )
+    workspace_upper: list[float] = parameter([math.nan] * 3, "Highest x, y and z [m], as workspace_lower")
+    table_height: float = parameter(
+        math.nan, "Height that elbow, forearm, wrist and camera stay above in the base frame [m]; .nan: no table"
+    )
+    self_collision_margin: float = parameter(
+        0.0, "Distance that the arm's parts keep from each other [m]; negative: not looked at", low=-1.0, high=0.2
+    )
     joint_states_topic: str = parameter("/joint_states", "Topic of the arm's state")
     controller: str = parameter(
-        "forward_command", "What takes the arm's commands", choices=("forward_command", "joint_trajectory")
+        "forward_command", "What takes the arm's commands; docs/controllers.md says when which", choices=tuple(ARMS)
     )
     arm_command_topic: str = parameter(
         "/forward_position_controller/commands", "forward_command: topic of joint positions (seven) [rad]"
@@ -96,13 +131,16 @@ class Parameters:
     trajectory_topic: str = parameter(
         "/joint_trajectory_controller/joint_trajectory", "joint_trajectory: topic of the trajectories"
     )
-    trajectory_stop_time: float = parameter(
-        0.1, "joint_trajectory: time in which the arm comes to rest when commands end [s]", low=0.01, high=1.0
+    target_joint_topic: str = parameter(
+        "/target_joint", "joint_impedance: topic of joint positions [rad] and velocities [rad/s]"
+    )
+    velocity_command_topic: str = parameter(
+        "/forward_velocity_controller/commands", "forward_velocity: topic of joint velocities (seven) [rad/s]"
     )
     gripper_controller: str = parameter(
         "forward_command",
         "What takes the gripper's commands",
-        choices=("forward_command", "gripper_command", "parallel_gripper_command", "none"),
+        choices=tuple(GRIPPERS),
     )
     gripper_command_topic: str = parameter(
         "/gripper_position_controller/commands", "forward_command: topic of the knuckle's angle [rad]"
@@ -125,14 +163,35 @@ class Parameters:
             chunk_gap_intervals=self.chunk_gap_intervals,
             max_joint_state_age=self.max_joint_state_age,
             max_target_distance=self.max_target_distance,
+            max_start_distance=self.max_start_distance,
+            max_effort=self.max_effort,
+            hold_to_run=self.hold_to_run,
             binarize_gripper=self.binarize_gripper,
             guard=GuardOptions(
                 velocity_scale=self.velocity_scale,
                 acceleration_scale=self.acceleration_scale,
+                jerk_scale=self.jerk_scale,
                 position_margin=self.position_margin,
                 max_tracking_error=self.max_tracking_error,
             ),
         )
+
+    def barriers(self) -> list[Barrier]:
+        """What the guard keeps the arm out of.
+
+        Raises:
+            ValueError: a workspace that is none; the message names the parameter.
+        """
+        barriers: list[Barrier] = []
+        for name in ("workspace_lower", "workspace_upper"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name} is {getattr(self, name)}; give x, y and z [m], .nan for no limit")
+        if not np.isnan([*self.workspace_lower, *self.workspace_upper, self.table_height]).all():
+            box = WorkspaceBox(self.workspace_lower, self.workspace_upper, table=self.table_height)
+            barriers.append(WorkspaceBarrier(box))
+        if self.self_collision_margin >= 0:
+            barriers.append(SelfCollisionBarrier(self.self_collision_margin))
+        return barriers
 
 
 class ExecutorNode(Node):
@@ -146,7 +205,12 @@ class ExecutorNode(Node):
         super().__init__("executor", **kwargs)
         self.parameters = p = declare(self, Parameters)
         self.robot = rig.robot(p.robot)
-        self._executor = execution.Executor(self.robot, p.options())
+        try:
+            barriers = p.barriers()
+        except ValueError as error:
+            raise ParameterError(f"node {self.get_name()!r}: {error}") from error
+        self._executor = execution.Executor(self.robot, p.options(), barriers=barriers)
+        self._executor.operator.speed = p.speed_scale
         self._joint_names = list(self.robot.joint_names)
         self._state_names = list(self.robot.state_names)
         self._pacing = pacing_clock(self)
@@ -193,8 +257,8 @@ class ExecutorNode(Node):
                 msg.ObservationStatus, topics.OBSERVATION_STATUS, self._on_observation_status, topics.NEWEST_QOS
             ),
             self.create_service(SetInstruction, topics.SET_INSTRUCTION, self._on_set_instruction),
-            self.create_service(SetBool, topics.ENABLE, self._on_enable),
         ]
+        self._operator = OperatorInputs(self, self._executor, self._now, self._poll_joint_state, self._end_commands)
 
     def _now(self) -> int:
         return self._pacing.now().nanoseconds
@@ -218,12 +282,15 @@ class ExecutorNode(Node):
                 self._foreign[", ".join(state.name) or "no names"] += 1
                 continue
             if len(state.position) != len(state.name):
-                self._executor.refused_joint_states += 1
+                self._executor.measured.refused += 1
                 self._last_refusal = f"joint state: {len(state.position)} positions for {len(state.name)} names"
                 continue
             positions = np.array([state.position[index[name]] for name in self._joint_names])
+            efforts = None
+            if len(state.effort) == len(state.name):
+                efforts = np.array([state.effort[index[name]] for name in self._joint_names])
             age = self._age(stamps.from_message(state.header.stamp))
-            problem = self._executor.receive_joint_state(self._now(), age, positions)
+            problem = self._executor.receive_joint_state(self._now(), age, positions, efforts)
             if problem is not None:
                 self._last_refusal = problem
                 self.get_logger().warning(problem, throttle_duration_sec=1.0)
@@ -289,24 +356,6 @@ class ExecutorNode(Node):
         self.get_logger().info(f"epoch {epoch}: {instruction!r}")
         return epoch
 
-    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        if not request.data:
-            self._executor.disable(self._now())
-            self._send_gripper(None)
-            response.success, response.message = True, "disabled: no command is sent"
-            self.get_logger().info(response.message)
-            return response
-        self._poll_joint_state()
-        problem = self._executor.enable(self._now())
-        response.success = problem is None
-        response.message = "enabled: the arm is held where it is" if problem is None else f"not enabled: {problem}"
-        # Two calls: rclpy knows a call by its line, and a line has one severity.
-        if response.success:
-            self.get_logger().info(response.message)
-        else:
-            self.get_logger().error(response.message)
-        return response
-
     # Commands
 
     def _on_tick(self) -> None:
@@ -316,7 +365,9 @@ class ExecutorNode(Node):
         tick = self._executor.tick(now_ns)
         if tick.positions is not None:
             self._send_arm(tick)
-        self._send_gripper(tick.gripper)
+            self._send_gripper(tick.gripper)
+        else:
+            self._end_commands()
         stamp = self.get_clock().now().to_msg()
         if tick.positions is not None:
             self._publish_command(stamp, tick)
@@ -327,6 +378,10 @@ class ExecutorNode(Node):
         self._last_tick_ns, self._last_tick_wall = now_ns, wall
         self._log_change(wall, tick)
         self._last_tick = tick
+
+    def _end_commands(self) -> None:
+        self._send_arm.stop()
+        self._send_gripper(None)
 
     def _publish_command(self, stamp, tick: execution.Tick) -> None:
         # What was sent, and no more: before the first gripper command there are only the seven joints.
@@ -382,9 +437,10 @@ class ExecutorNode(Node):
         values |= {f"interventions_{name}": count for name, count in sorted(executor.interventions.items())}
         values["interventions"] = sum(executor.interventions.values())
         values |= {f"holds_{name}": count for name, count in sorted(executor.holds.items())}
-        values["joint_states_refused"] = executor.refused_joint_states
+        values["joint_states_refused"] = executor.measured.refused
         values["joint_states_foreign"] = sum(self._foreign.values())
         values["foreign_names"] = "; ".join(list(self._foreign)[:4])
+        values |= self._operator.report()
         values["clock_jumps"] = executor.clock_jumps
         values["last_refusal"] = self._last_refusal
         return Report(*self._judgement(state, reason), values)
@@ -392,13 +448,15 @@ class ExecutorNode(Node):
     def _judgement(self, state: State, reason: Reason) -> tuple[bytes, str]:
         executor = self._executor
         refused = sum(count for name, count in executor.chunks.items() if name in _BROKEN)
-        new = refused > self._reported_refusals or executor.refused_joint_states > self._reported_joint_refusals
-        self._reported_refusals, self._reported_joint_refusals = refused, executor.refused_joint_states
+        new = refused > self._reported_refusals or executor.measured.refused > self._reported_joint_refusals
+        self._reported_refusals, self._reported_joint_refusals = refused, executor.measured.refused
         text = f"{state.name.lower()}: {reason.value}".rstrip(": ")
         if reason is Reason.STALE_JOINT_STATE and self._foreign:
             text += f"; {self.parameters.joint_states_topic} carries {'; '.join(list(self._foreign)[:2])}"
         if reason in (Reason.NON_FINITE, Reason.INVALID_CHUNK, Reason.GUARD_REFUSAL, Reason.TRACKING_LOST):
             return ERROR, f"{text}; {self._last_refusal}".rstrip("; ")
+        if executor.operator.stopped is not None:
+            return ERROR, f"{text}; call {topics.RESET}, then {topics.ENABLE}"
         if new:
             return ERROR, f"{text}; refused {self._last_refusal}"
         interval = executor.watchdog.interval_ns

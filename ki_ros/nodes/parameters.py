@@ -48,9 +48,13 @@ def parameter(
     low: float | None = None,
     high: float | None = None,
     choices: typing.Sequence[str] | None = None,
+    read_only: bool = True,
 ) -> Any:
-    """A field of a parameter dataclass. `low` and `high` are inclusive; `choices` are the strings that are allowed."""
-    metadata = {"description": description, "low": low, "high": high, "choices": choices}
+    """A field of a parameter dataclass. `low` and `high` are inclusive; `choices` are the strings that are allowed.
+
+    One that is not `read_only` may be set while the node runs, which then has to look for it.
+    """
+    metadata = {"description": description, "low": low, "high": high, "choices": choices, "read_only": read_only}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -59,7 +63,7 @@ def parameter(
 def declare(node: Node, cls: type[T]) -> T:
     """Declares every field of `cls` on the node and returns the values.
 
-    Values are read once: they are read-only while the node runs, except where a node declares otherwise.
+    Values are read once: they are read-only while the node runs, except where a field says otherwise.
 
     Raises:
         ParameterError: a key that `cls` does not have, a value of a wrong type, or one out of its range.
@@ -95,7 +99,8 @@ def _declare_one(node: Node, name: str, hint: type, field: dataclasses.Field) ->
         default = field.default_factory()
     kind = _TYPES[hint]
     low, high, choices = (field.metadata.get(key) for key in ("low", "high", "choices"))
-    descriptor = ParameterDescriptor(description=field.metadata.get("description", ""), read_only=True)
+    description, read_only = field.metadata.get("description", ""), field.metadata.get("read_only", True)
+    descriptor = ParameterDescriptor(description=description, read_only=read_only)
     if choices:
         descriptor.additional_constraints = "one of: " + ", ".join(choices)
     if hint is int and low is not None and high is not None:
@@ -106,6 +111,8 @@ def _declare_one(node: Node, name: str, hint: type, field: dataclasses.Field) ->
     if override is not None and kind is Parameter.Type.DOUBLE and override.type_ is Parameter.Type.INTEGER:
         # YAML writes 15.0 as 15; a whole number is a fine value for a real parameter.
         node._parameter_overrides[name] = Parameter(name, Parameter.Type.DOUBLE, float(override.value))
+    if override is not None and kind is Parameter.Type.DOUBLE_ARRAY and override.type_ is Parameter.Type.INTEGER_ARRAY:
+        node._parameter_overrides[name] = Parameter(name, kind, [float(value) for value in override.value])
     where = f"node {node.get_name()!r}, parameter {name!r}"
     try:
         value = node.declare_parameter(name, Parameter(name, kind, default).value, descriptor).value

@@ -1,8 +1,8 @@
 """Node `simulator`: the DROID rig in MuJoCo behind the topics of the real drivers and controllers.
 
-Publishes images, joint states, the gripper's state and /clock; takes joint position commands, joint trajectories and
-gripper commands; `~/reset` puts arm and blocks back. Simulated time passes in real time where the machine allows it,
-else slower, and every picture of every camera is published.
+Publishes images, joint states, the gripper's state and /clock; takes joint positions, trajectories, targets and
+velocities, and gripper commands; `~/reset` puts arm and blocks back. Simulated time passes in real time where the
+machine allows it, else slower, and every picture of every camera is published.
 """
 
 from __future__ import annotations
@@ -109,6 +109,10 @@ class Parameters:
     trajectory_topic: str = parameter(
         "/joint_trajectory_controller/joint_trajectory", "Topic of joint trajectories for the arm"
     )
+    target_joint_topic: str = parameter("/target_joint", "Topic of joint targets, of which the positions count [rad]")
+    velocity_command_topic: str = parameter(
+        "/forward_velocity_controller/commands", "Topic of joint velocities (seven) [rad/s]; the last stays in force"
+    )
     gripper_command_topic: str = parameter(
         "/gripper_position_controller/commands", "Topic of gripper commands: the knuckle's angle [rad]"
     )
@@ -198,6 +202,8 @@ class SimulatorNode(Node):
             self.create_subscription(Float64MultiArray, p.arm_command_topic, self._on_arm_command, COMMAND_QOS),
             self.create_subscription(Float64MultiArray, p.gripper_command_topic, self._on_gripper_command, COMMAND_QOS),
             self.create_subscription(JointTrajectoryMessage, p.trajectory_topic, self._on_trajectory, COMMAND_QOS),
+            self.create_subscription(JointState, p.target_joint_topic, self._on_target_joint, COMMAND_QOS),
+            self.create_subscription(Float64MultiArray, p.velocity_command_topic, self._on_velocities, COMMAND_QOS),
         ]
         self._reset_service = self.create_service(Trigger, "~/reset", self._on_reset)
 
@@ -271,6 +277,15 @@ class SimulatorNode(Node):
     def _on_arm_command(self, message: Float64MultiArray) -> None:
         positions = np.array(message.data, dtype=np.float64)
         self._submit(lambda simulated: simulated.command(positions))
+
+    def _on_target_joint(self, message: JointState) -> None:
+        # By their order, as CRISP takes them.
+        positions = np.array(message.position, dtype=np.float64)
+        self._submit(lambda simulated: simulated.command(positions))
+
+    def _on_velocities(self, message: Float64MultiArray) -> None:
+        velocities = np.array(message.data, dtype=np.float64)
+        self._submit(lambda simulated: simulated.drive(velocities))
 
     def _on_gripper_command(self, message: Float64MultiArray) -> None:
         if len(message.data) != 1:

@@ -33,22 +33,29 @@ class JointSetpoint:
         self._timestep = timestep
         self._target = np.clip(position, self._lower, self._upper)
         self._follower: TrajectoryFollower | None = None
+        self._drive: np.ndarray | None = None
         self.position = self._target.copy()
         """Desired position (7,) [rad]."""
         self.velocity = np.zeros(NUM_JOINTS)
         """Velocity of the desired position (7,) [rad/s]."""
         self.feedforward = np.zeros(NUM_JOINTS)
-        """Velocity that the controller may feed forward (7,) [rad/s]: a trajectory has one, a bare position has not."""
+        """Velocity that the controller may feed forward (7,) [rad/s]: a bare position has none."""
 
     @property
     def settled(self) -> bool:
         """Whether the desired position stands still until the next command."""
-        return self._follower is None and not self.velocity.any() and np.array_equal(self.position, self._target)
+        still = not self.velocity.any() and np.array_equal(self.position, self._target)
+        return still and self._follower is None and self._drive is None
 
     def set_target(self, position: np.ndarray) -> None:
-        """Heads for a position (7,) [rad]; a trajectory in progress is given up."""
-        self._follower = None
+        """Heads for a position (7,) [rad]; a trajectory or a velocity in force is given up."""
+        self._follower = self._drive = None
         self._target = np.clip(position, self._lower, self._upper)
+
+    def set_velocity(self, velocity: np.ndarray) -> None:
+        """Goes on at a velocity (7,) [rad/s] until the next command, or to the limits if none comes."""
+        self.set_target(self.position)
+        self._drive = velocity if velocity.any() else None
 
     def follow(self, trajectory: JointTrajectory, start: float, now: float) -> None:
         """Follows a trajectory whose zero is at `start`, from the present desired state at `now` [s].
@@ -56,11 +63,15 @@ class JointSetpoint:
         Raises ValueError when it lies in the past; what was commanded before then stays in force.
         """
         self._follower = TrajectoryFollower(trajectory, start, now, self.position, self.velocity)
+        self._drive = None
 
     def advance(self, now: float) -> None:
         """One physics step, which ends at `now` [s]."""
         wished = np.zeros(NUM_JOINTS)
-        if self._follower is not None:
+        if self._drive is not None:
+            wished = self._drive
+            self._target = np.clip(self.position + wished * self._timestep, self._lower, self._upper)
+        elif self._follower is not None:
             position, wished = self._follower.sample(now)
             self._target = np.clip(position, self._lower, self._upper)
             if now >= self._follower.end:

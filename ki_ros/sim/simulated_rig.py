@@ -219,12 +219,7 @@ class SimulatedRig:
         commanded then.
         """
         if q is not None:
-            q = np.asarray(q, dtype=np.float64)
-            if q.shape != (NUM_JOINTS,):
-                raise ValueError(f"arm command: it must have shape ({NUM_JOINTS},), got {q.shape}")
-            if not np.all(np.isfinite(q)):
-                names = [n for n, v in zip(self.robot.joint_names, q, strict=True) if not np.isfinite(v)]
-                raise ValueError(f"arm command: not finite for {', '.join(names)}")
+            q = self._arm_values(q)
         if gripper_angle is not None:
             angle = np.asarray(gripper_angle, dtype=np.float64)
             if angle.shape != ():
@@ -235,6 +230,22 @@ class SimulatedRig:
             self.data.ctrl[self._gripper_ctrl] = closedness * _GRIPPER_CTRL_CLOSED
         if q is not None:
             self._setpoint.set_target(q)
+
+    def drive(self, velocities: np.ndarray) -> None:
+        """Moves the joints at velocities (7,) [rad/s] until the next command, or to the limits if none comes.
+
+        Raises ValueError as `command`.
+        """
+        self._setpoint.set_velocity(self._arm_values(velocities))
+
+    def _arm_values(self, values: np.ndarray) -> np.ndarray:
+        values = np.array(values, dtype=np.float64)
+        if values.shape != (NUM_JOINTS,):
+            raise ValueError(f"arm command: it must have shape ({NUM_JOINTS},), got {values.shape}")
+        if not np.all(np.isfinite(values)):
+            names = [n for n, v in zip(self.robot.joint_names, values, strict=True) if not np.isfinite(v)]
+            raise ValueError(f"arm command: not finite for {', '.join(names)}")
+        return values
 
     def follow(self, trajectory: JointTrajectory, start_ns: int | None = None) -> None:
         """Follows a joint trajectory whose zero is at simulated time `start_ns`, now by default.

@@ -17,12 +17,26 @@ def policy(bench: Bench) -> None:
 
 
 def time_until_held(ticks, since_ns: int) -> float:
-    """Seconds from `since_ns` until the first tick from which on the command does not change any more."""
-    positions = np.array([tick.positions for _, tick in ticks])
-    moving = np.flatnonzero(np.any(np.diff(positions, axis=0) != 0, axis=1))
-    assert len(moving) < len(positions) - 1, "the arm never came to rest"
-    held_from = ticks[moving[-1] + 1][0] if len(moving) else ticks[0][0]
-    return (held_from - since_ns) / 1e9
+    """Seconds from `since_ns` until the first tick from which on the executor holds, and the arm is brought to rest."""
+    executing = [i for i, (_, tick) in enumerate(ticks) if tick.state is State.EXECUTING]
+    first = executing[-1] + 1 if executing else 0
+    assert first < len(ticks), "the arm is not held"
+    brakes([tick for _, tick in ticks[first:]])
+    return (ticks[first][0] - since_ns) / 1e9
+
+
+def brakes(ticks) -> np.ndarray:
+    """Requires that the arm comes to rest as fast as a full brake and stays there; returns the position."""
+    speeds = np.array([np.abs(tick.velocities) for tick in ticks])
+    # What was decided one tick before is still passed.
+    assert np.all(np.diff(speeds[1:], axis=0) <= 1e-9), "it goes faster while it is to stop"
+    still = next((i for i, speed in enumerate(speeds) if not speed.any()), None)
+    assert still is not None, "the arm never came to rest"
+    assert still <= np.ceil((speeds[0] / (0.9 * PANDA.acceleration)).max() * 100) + 3
+    for tick in ticks[still:]:
+        assert np.array_equal(tick.positions, ticks[-1].positions)
+        assert not tick.velocities.any()
+    return ticks[-1].positions
 
 
 def moves(ticks) -> bool:
@@ -168,7 +182,7 @@ def test_non_finite_joint_states_are_refused(bench, value):
 
 def test_a_joint_state_from_the_future_is_refused(bench):
     assert "future" in bench.executor.receive_joint_state(bench.now, -200 * MS, bench.q)
-    assert bench.executor.refused_joint_states == 1
+    assert bench.executor.measured.refused == 1
 
 
 @pytest.mark.parametrize(
@@ -177,11 +191,10 @@ def test_a_joint_state_from_the_future_is_refused(bench):
 )
 def test_a_broken_chunk_holds_at_once_until_a_good_one(bench, error, reason):
     bench.run(1.0, policy)
-    last = bench.ticks[-1][1].positions
     bench.executor.receive_invalid_chunk(bench.now, EPOCH, error)
-    for _, tick in bench.run(0.5):
-        assert tick.reason is reason
-        assert np.array_equal(tick.positions, last)
+    ticks = [tick for _, tick in bench.run(0.5)]
+    assert {tick.reason for tick in ticks} == {reason}
+    brakes(ticks)
     assert moves(bench.run(0.5, policy))
 
 
@@ -194,12 +207,12 @@ def test_a_broken_chunk_of_an_old_epoch_changes_nothing(bench):
 
 def test_a_new_epoch_drops_everything_of_the_old_one(bench):
     bench.run(1.0, policy)
-    last = bench.ticks[-1][1].positions
     bench.executor.set_epoch(bench.now, EPOCH + 1)
     assert bench.chunk(epoch=EPOCH) is ChunkRefusal.WRONG_EPOCH
-    for _, tick in bench.run(0.5, lambda b: b.chunk(epoch=EPOCH)):
+    ticks = [tick for _, tick in bench.run(0.5, lambda b: b.chunk(epoch=EPOCH))]
+    for tick in ticks:
         assert (tick.state, tick.reason, tick.epoch) == (State.HOLDING, Reason.WAITING_FOR_CHUNK, EPOCH + 1)
-        assert np.array_equal(tick.positions, last)
+    brakes(ticks)
     assert moves(bench.run(0.5, lambda b: b.chunk(epoch=EPOCH + 1)))
 
 
@@ -261,6 +274,19 @@ def test_a_pause_of_the_process_makes_no_jump(bench):
     tick = bench.tick()
     assert np.array_equal(tick.positions, last)
     assert tick.reason is Reason.STALE_CHUNK
+
+
+def test_after_a_pause_it_goes_on_from_where_the_controller_has_led_the_arm(bench):
+    """One that follows a trajectory to its end stops further on than the last command."""
+    bench.run(0.3, lambda b: b.chunk([-0.2] * 7 + [0]))
+    rest = bench.executor.guard.to_rest()[1][-1]
+    assert np.all(rest < bench.q - 0.005)
+    bench.q = rest
+    bench.now += 400 * MS
+    ticks = [tick for _, tick in bench.run(0.5)]
+    assert not any(tick.velocities.any() for tick in ticks)
+    np.testing.assert_allclose(ticks[-1].positions, rest, atol=1e-12)
+    assert moves(bench.run(0.5, policy))
 
 
 def test_a_late_tick_moves_no_further_than_a_period_allows(bench):

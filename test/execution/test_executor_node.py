@@ -19,8 +19,8 @@ from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.node import Node  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
-from std_msgs.msg import Float64MultiArray, String  # noqa: E402
-from std_srvs.srv import SetBool  # noqa: E402
+from std_msgs.msg import Bool, Float64MultiArray, String  # noqa: E402
+from std_srvs.srv import SetBool, Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 from ki_ros import msg  # noqa: E402
@@ -65,6 +65,8 @@ class Graph:
         self.q = list(RESET_JOINT_POSITIONS)
         self.joints_on = True
         self.policy_on = False
+        self.button = None
+        self.effort: list[float] = []
         self.epoch = 0
         self.sequence = 0
         self.action = [0.1] * 7 + [1.0]
@@ -112,8 +114,11 @@ class Graph:
     def _arm(self) -> None:
         if self.joints_on:
             message = JointState(name=list(reversed(PANDA.joint_names)), position=list(reversed(self.q)))
+            message.effort = [float(value) for value in reversed(self.effort)]
             message.header.stamp = self.stamp()
             self.joint_publisher.publish(message)
+        if self.button is not None:
+            self.button.publish(Bool(data=True))
 
     def chunk(self, **changes) -> msg.ActionChunk:
         self.sequence += 1
@@ -160,8 +165,9 @@ class Graph:
         """Brings the arm into motion, if it is not already."""
         self.policy_on = True
         seen = len(self.commands)
-        self.until(lambda: any(any(m.velocity) for m in self.commands[seen:]), "motion")
-        assert self.last[0] == EXECUTING
+        self.until(
+            lambda: self.last[0] == EXECUTING and any(any(m.velocity) for m in self.commands[seen:]), "motion"
+        )
         return self
 
     def seconds_until_held(self, since: float) -> float:
@@ -357,13 +363,15 @@ def test_nothing_of_an_old_epoch_moves_the_arm(running):
 
 def test_joint_trajectories(graph):
     g = graph(enabled_at_start=True, instruction="push", controller="joint_trajectory").execute()
-    g.until(lambda: any(len(t.points) == 2 for t in g.trajectories), "a trajectory in motion")
-    moving = next(t for t in g.trajectories if len(t.points) == 2)
+    g.until(lambda: any(len(t.points) > 1 for t in g.trajectories), "a trajectory in motion")
+    moving = next(t for t in g.trajectories if len(t.points) > 1)
     assert list(moving.joint_names) == list(PANDA.joint_names)
     assert (moving.header.stamp.sec, moving.header.stamp.nanosec) == (0, 0)
-    assert any(moving.points[0].velocities)
-    assert not any(moving.points[1].velocities)
-    assert moving.points[0].time_from_start.nanosec == 10_000_000
+    assert any(any(point.velocities) for point in moving.points[:-1])
+    assert not any(moving.points[-1].velocities)
+    times = [point.time_from_start.sec + point.time_from_start.nanosec * 1e-9 for point in moving.points]
+    assert times[0] == pytest.approx(0.01)
+    assert times == sorted(set(times))
     assert g.sent == []
 
 
@@ -381,3 +389,63 @@ def test_a_gripper_action_without_its_package_says_so(context):
 def test_a_misspelt_parameter_is_refused(context):
     with pytest.raises(ParameterError, match="did you mean 'max_chunk_gap'"):
         ExecutorNode(context=context, parameter_overrides=[Parameter("max_chunk_gab", value=0.2)])
+
+
+def set_speed(g: Graph, share: float) -> bool:
+    return g.node.set_parameters([Parameter("speed_scale", value=share)])[0].successful
+
+
+def test_the_operator_stops_resets_and_sets_the_speed(graph):
+    """Stop wins over everything: enabling is refused until it is reset, and resetting alone moves nothing."""
+    g = graph(enabled_at_start=True, instruction="push").execute()
+    stop, reset = (g.other.create_client(Trigger, name) for name in (topics.STOP, topics.RESET))
+    assert g.call(stop, Trigger.Request()).success
+    g.until(lambda: g.last == (HOLDING, "stopped") and not any(g.commands[-1].velocity), "rest")
+    at = list(g.commands[-1].position[:7])
+    response = g.enable(True)
+    assert response.success, "it is enabled already"
+    g.spin(0.3)
+    assert g.last == (HOLDING, "stopped")
+    assert list(g.commands[-1].position[:7]) == at
+    assert g.call(reset, Trigger.Request()).success
+    g.until(lambda: g.last == (DISABLED, "disabled"), "disabled")
+    assert not g.call(reset, Trigger.Request()).success
+    assert g.call(stop, Trigger.Request()).success
+    refused = g.enable(True)
+    assert not refused.success
+    assert "reset" in refused.message
+    assert g.call(reset, Trigger.Request()).success
+    assert g.enable(True).success
+    g.execute()
+    assert set_speed(g, 0.0)
+    g.until(lambda: not any(g.commands[-1].velocity) and g.last[0] == EXECUTING, "standing still at no speed")
+    assert not set_speed(g, 1.5)
+    assert set_speed(g, 0.5)
+    g.until(lambda: any(g.commands[-1].velocity), "motion")
+
+
+def test_the_button_has_to_be_held(graph):
+    g = graph(enabled_at_start=True, instruction="push", hold_to_run=0.2)
+    button = g.other.create_publisher(Bool, topics.HOLD_TO_RUN, topics.NEWEST_QOS)
+    g.policy_on = True
+    g.until(lambda: g.last == (HOLDING, "hold_to_run"), "waiting for the button")
+    g.button = button
+    g.execute()
+    g.button = None
+    g.until(lambda: g.last == (HOLDING, "hold_to_run") and not any(g.commands[-1].velocity), "rest")
+
+
+def test_an_effort_beyond_the_limit_stops_the_arm(graph):
+    g = graph(enabled_at_start=True, instruction="push", max_effort=0.5).execute()
+    g.effort = [0.0, 44.0, 0, 0, 0, 0, 0]
+    g.until(lambda: g.last == (HOLDING, "contact"), "the stop")
+    g.effort = [0.0] * 7
+    g.spin(0.2)
+    assert g.last == (HOLDING, "contact")
+
+
+def test_the_hand_stays_in_its_box(graph):
+    g = graph(enabled_at_start=True, instruction="push", workspace_lower=[0.3, -0.5, 0.2]).execute()
+    g.until(lambda: any("workspace_limited" in status.interventions for _, status in g.statuses), "the barrier")
+    with pytest.raises(ParameterError, match="workspace_upper is"):
+        ExecutorNode(context=g.node.context, parameter_overrides=[Parameter("workspace_upper", value=[1.0, 2.0])])

@@ -1,4 +1,4 @@
-"""The schedule against a brute-force one, and the path between two targets."""
+"""The schedule against a brute-force one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ki_ros.execution.schedule import (
     SCHEDULES,
     LatencyCompensated,
     RealTime,
-    Segment,
     Synchronous,
     TemporalEnsemble,
     make_schedule,
@@ -221,12 +220,3 @@ def test_the_ensemble_mixes_no_action_spaces():
     step = schedule.advance(20 * MS)
     assert step.action_space is ActionSpace.JOINT_VELOCITY
     np.testing.assert_allclose(step.action, 1.0)
-
-
-@given(share=st.floats(-1, 2))
-def test_a_segment_is_a_straight_line(share):
-    start, target = np.arange(7.0), np.arange(7.0) ** 2
-    position = Segment(start, target, 100 * MS, 200 * MS).position(round((100 + 100 * share) * MS))
-    np.testing.assert_allclose(
-        position, [np.interp(share, [0, 1], ends) for ends in zip(start, target, strict=True)], atol=1e-6
-    )

@@ -45,6 +45,20 @@ def test_a_stream_of_positions_is_followed_with_a_small_lag(simulated):
     assert max(errors) < 0.08
 
 
+def test_a_velocity_stays_in_force_until_the_next_one(simulated):
+    speed = np.array([0.2, -0.1, 0.2, 0.1, -0.2, 0.1, 0.3])
+    simulated.drive(speed)
+    simulated.step(1.0)
+    np.testing.assert_allclose(simulated.joint_positions, RESET + speed, atol=0.01)
+    simulated.drive(np.zeros(7))
+    simulated.step(1.0)
+    np.testing.assert_allclose(simulated.joint_positions, RESET + speed, atol=0.01)
+    np.testing.assert_allclose(simulated.joint_velocities, 0.0, atol=1e-3)
+    for wrong in (np.zeros(6), np.full(7, np.inf)):
+        with pytest.raises(ValueError, match="arm command"):
+            simulated.drive(wrong)
+
+
 def test_speed_stays_below_the_arm_s(simulated):
     simulated.command(BENT + np.array([1.0, 0, 0, 0, -1.0, 0, 1.0]))
     fastest = np.zeros(7)

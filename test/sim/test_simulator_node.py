@@ -76,6 +76,8 @@ class Simulator:
         self.trajectory = self.node.create_publisher(
             JointTrajectory, "/joint_trajectory_controller/joint_trajectory", 10
         )
+        self.target_joint = self.node.create_publisher(JointState, "/target_joint", 10)
+        self.velocities = self.node.create_publisher(Float64MultiArray, "/forward_velocity_controller/commands", 10)
         self.reset = self.node.create_client(Trigger, "/simulator/reset")
 
     def listen(self, kind, topic, callback, qos):
@@ -97,7 +99,7 @@ class Simulator:
         return np.array(self.joints[-1].position)
 
     def wait_ready(self):
-        publishers = (self.arm, self.gripper, self.trajectory)
+        publishers = (self.arm, self.gripper, self.trajectory, self.target_joint, self.velocities)
         self.wait(lambda: all(p.get_subscription_count() for p in publishers), "the command topics")
         self.wait(lambda: self.joints and self.grippers, "joint states")
         self.wait(self.reset.service_is_ready, "the reset service")
@@ -184,6 +186,19 @@ def test_a_trajectory_moves_the_arm_whatever_the_order_of_its_joints(at_reset):
     )
     at_reset.trajectory.publish(JointTrajectory(joint_names=PANDA.joint_names[::-1], points=[point]))
     at_reset.wait(lambda: np.abs(at_reset.positions() - target).max() < 0.01, "the trajectory's end")
+
+
+def test_a_joint_target_moves_the_arm(at_reset):
+    target = RESET - 0.1
+    at_reset.target_joint.publish(JointState(position=target.tolist(), velocity=[0.0] * 7))
+    at_reset.wait(lambda: np.abs(at_reset.positions() - target).max() < 0.01, "the joint target")
+
+
+def test_a_velocity_moves_the_arm_until_the_next_one(at_reset):
+    at_reset.velocities.publish(Float64MultiArray(data=[0.2] * 7))
+    at_reset.wait(lambda: np.all(at_reset.positions() - RESET > 0.1), "motion")
+    at_reset.velocities.publish(Float64MultiArray(data=[0.0] * 7))
+    at_reset.wait(lambda: np.abs(at_reset.joints[-1].velocity).max() < 1e-3, "rest")
 
 
 @pytest.mark.parametrize(

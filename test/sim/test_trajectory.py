@@ -85,6 +85,35 @@ def test_the_setpoint_keeps_every_limit_whatever_is_commanded(name, targets):
             assert np.all(np.abs(setpoint.velocity) <= robot.velocity + 1e-9)
 
 
+@given(velocity=st.lists(st.floats(-1e3, 1e3), min_size=7, max_size=7))
+@settings(max_examples=10, deadline=None)
+def test_the_setpoint_goes_on_at_a_velocity_to_the_limits_at_most(velocity):
+    setpoint = JointSetpoint(PANDA, np.clip(ZERO, PANDA.position_lower, PANDA.position_upper), 0.001)
+    setpoint.set_velocity(np.array(velocity))
+    for step in range(3000):
+        setpoint.advance(0.001 * step)
+        assert np.all(setpoint.position >= PANDA.position_lower + LIMIT_MARGIN - 1e-9)
+        assert np.all(setpoint.position <= PANDA.position_upper - LIMIT_MARGIN + 1e-9)
+        assert np.all(np.abs(setpoint.velocity) <= PANDA.velocity + 1e-9)
+
+
+def test_the_setpoint_keeps_its_velocity_until_the_next_command():
+    setpoint = JointSetpoint(PANDA, np.array([0, 0, 0, -1.5, 0, 1.5, 0]), 0.001)
+    start, speed = setpoint.position, np.linspace(-0.3, 0.3, 7)
+    setpoint.set_velocity(speed)
+    assert not setpoint.settled
+    for step in range(500):
+        setpoint.advance(0.001 * step)
+    np.testing.assert_allclose(setpoint.position - start, speed * 0.5, atol=1e-9)
+    np.testing.assert_allclose(setpoint.feedforward, speed)
+    stopped = setpoint.position
+    setpoint.set_velocity(ZERO)
+    setpoint.advance(0.5)
+    np.testing.assert_array_equal(setpoint.position, stopped)
+    assert setpoint.settled
+    assert not setpoint.feedforward.any()
+
+
 def test_the_setpoint_arrives_and_settles():
     setpoint = JointSetpoint(PANDA, np.full(7, -0.1) * [1, 1, 1, 10, 1, -10, 1], 0.001)
     target = setpoint.position + 0.2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ki_ros.execution.schedule.latency_compensated import LatencyCompensated
 from ki_ros.execution.schedule.real_time import RealTime
-from ki_ros.execution.schedule.segment import Segment
 from ki_ros.execution.schedule.step import NANOSECONDS, Schedule, Step
 from ki_ros.execution.schedule.synchronous import Synchronous
 from ki_ros.execution.schedule.temporal_ensemble import TemporalEnsemble
@@ -22,7 +21,6 @@ __all__ = [
     "LatencyCompensated",
     "RealTime",
     "Schedule",
-    "Segment",
     "Step",
     "Synchronous",
     "TemporalEnsemble",

@@ -22,6 +22,7 @@ class Step:
         action_space: meaning of its first seven values.
         observation_sequence, row: of the chunk that it is a row of, or of the newest one of several.
         start_ns, end_ns: when it is in force.
+        following: the action after it as far as is known, (8,); None where the motion ends with this one.
     """
 
     action: np.ndarray = field(compare=False)
@@ -30,6 +31,7 @@ class Step:
     row: int
     start_ns: int
     end_ns: int
+    following: np.ndarray | None = field(default=None, compare=False)
 
 
 class Schedule(Protocol):
@@ -51,13 +53,17 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """Rows of a chunk one after the other, from row `first` on, each for `dt_ns`."""
+    """Rows of a chunk one after the other, from row `first` on, each for `dt_ns`.
+
+    Unless it `stops` at its end, the motion is taken to go on with the chunk's next row, or at its last one as in that.
+    """
 
     chunk: ActionChunk
     first: int
     count: int
     start_ns: int
     dt_ns: int
+    stops: bool = False
 
     @property
     def end_ns(self) -> int:
@@ -70,5 +76,21 @@ class Run:
         start_ns, row = self.start_ns + k * self.dt_ns, self.first + k
         chunk = self.chunk
         return Step(
-            chunk.actions[row], chunk.action_space, chunk.observation_sequence, row, start_ns, start_ns + self.dt_ns
+            chunk.actions[row],
+            chunk.action_space,
+            chunk.observation_sequence,
+            row,
+            start_ns,
+            start_ns + self.dt_ns,
+            None if self.stops and k == self.count - 1 else following(chunk, row),
         )
+
+
+def following(chunk: ActionChunk, row: int) -> np.ndarray:
+    """The action (8,) that comes after a row of a chunk; after the last one the motion is taken to go on as it does."""
+    actions = chunk.actions
+    if row + 1 < len(actions):
+        return actions[row + 1]
+    if chunk.action_space is ActionSpace.JOINT_VELOCITY or len(actions) == 1:
+        return actions[row]
+    return 2 * actions[row] - actions[row - 1]

@@ -58,5 +58,6 @@ class Synchronous:
         if now_ns - observed_ns > self._max_age_ns:
             self._expired = True
             return None
-        self._running = Run(chunk, 0, min(self._rows, chunk.horizon), now_ns, round(chunk.dt * NANOSECONDS))
+        rows, dt_ns = min(self._rows, chunk.horizon), round(chunk.dt * NANOSECONDS)
+        self._running = Run(chunk, 0, rows, now_ns, dt_ns, stops=True)
         return self._running.step(now_ns)

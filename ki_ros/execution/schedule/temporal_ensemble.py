@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ki_ros.chunk import ActionChunk
-from ki_ros.execution.schedule.step import NANOSECONDS, Step
+from ki_ros.execution.schedule.step import NANOSECONDS, Step, following
 
 
 class TemporalEnsemble:
@@ -68,17 +68,19 @@ class TemporalEnsemble:
         if not self._chunks:
             self._expired = True
             return None
-        rows = np.stack([chunk.actions[_row(chunk, at, start_ns)] for chunk, at in self._chunks])
-        exponents = -self._decay * np.arange(len(rows))
+        numbers = [(chunk, _row(chunk, at, start_ns)) for chunk, at in self._chunks]
+        exponents = -self._decay * np.arange(len(numbers))
         weights = np.exp(exponents - exponents.max())
+        weights /= weights.sum()
         newest, observed_ns = self._chunks[-1]
         self._step = Step(
-            weights @ rows / weights.sum(),
+            weights @ np.stack([chunk.actions[row] for chunk, row in numbers]),
             newest.action_space,
             newest.observation_sequence,
             _row(newest, observed_ns, start_ns),
             start_ns,
             start_ns + dt_ns,
+            weights @ np.stack([following(chunk, row) for chunk, row in numbers]),
         )
         return self._step
 

@@ -1,0 +1,84 @@
+"""The newest joint state, and whether it may be believed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ki_ros.rig import NUM_JOINTS, Robot
+
+MAX_OUTSIDE = 0.1
+"""How far beyond its position limits an arm may be measured and still be enabled [rad]. A real arm stands at its limit
+at worst; more than this is another robot, another unit or another zero."""
+
+_NANOSECONDS = 1_000_000_000
+
+
+class Measured:
+    """Joint positions as they were measured last. Times are nanoseconds of the caller's clock.
+
+    Args:
+        robot: whose they are.
+        max_age_ns: age with which they are still believed.
+        max_future_ns: how far in the future a stamp may lie.
+
+    Attributes:
+        positions: (7,) float64 [rad]; None before the first and after `forget`.
+        refused: how many were refused.
+    """
+
+    def __init__(self, robot: Robot, max_age_ns: int, max_future_ns: int) -> None:
+        self._robot, self._max_age_ns, self._max_future_ns = robot, max_age_ns, max_future_ns
+        self.positions: np.ndarray | None = None
+        self.refused = 0
+        self._measured_ns = 0
+
+    def forget(self) -> None:
+        """Nothing is known any more."""
+        self.positions = None
+
+    def receive(self, now_ns: int, age_ns: int, positions: np.ndarray) -> str | None:
+        """Takes positions (7,) [rad] in the robot's order. Returns None, or why they are refused.
+
+        Positions older than those that are here already are ignored.
+        """
+        positions = np.asarray(positions, dtype=np.float64)
+        problem = None
+        if positions.shape != (NUM_JOINTS,):
+            problem = f"joint state: {positions.size} positions; expected {NUM_JOINTS}"
+        elif not np.all(np.isfinite(positions)):
+            joint = int(np.argmin(np.isfinite(positions)))
+            problem = f"joint state: {self._robot.joint_names[joint]} is {positions[joint]}"
+        elif age_ns < -self._max_future_ns:
+            problem = f"joint state: stamped {-age_ns / 1e9:.3f} s in the future"
+        if problem is not None:
+            self.refused += 1
+            return problem
+        if self.positions is None or now_ns - age_ns > self._measured_ns:
+            self.positions = positions.copy()
+            self._measured_ns = now_ns - age_ns
+        return None
+
+    def problem(self, now_ns: int) -> str | None:
+        """Why nothing may be done by the positions now; None where they are good."""
+        if self.positions is None:
+            return f"no joint state of the {self._robot.name} has come ({self._robot.joint_names[0]}, ...)"
+        age_ns = now_ns - self._measured_ns
+        if age_ns > self._max_age_ns:
+            return (
+                f"the newest joint state is {age_ns / _NANOSECONDS:.3f} s old; "
+                f"{self._max_age_ns / _NANOSECONDS:g} s are allowed"
+            )
+        return None
+
+    def far_outside(self) -> str | None:
+        """Why these cannot be the positions of this robot; None where they can. Not before there are any."""
+        robot = self._robot
+        outside = np.maximum(robot.position_lower - self.positions, self.positions - robot.position_upper)
+        worst = int(np.argmax(outside))
+        if outside[worst] <= MAX_OUTSIDE:
+            return None
+        return (
+            f"{robot.joint_names[worst]} is measured at {self.positions[worst]:.4f} rad, outside of the "
+            f"{robot.name}'s limits [{robot.position_lower[worst]}, {robot.position_upper[worst]}]: "
+            f"is the parameter robot right?"
+        )
