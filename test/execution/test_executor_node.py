@@ -165,9 +165,7 @@ class Graph:
         """Brings the arm into motion, if it is not already."""
         self.policy_on = True
         seen = len(self.commands)
-        self.until(
-            lambda: self.last[0] == EXECUTING and any(any(m.velocity) for m in self.commands[seen:]), "motion"
-        )
+        self.until(lambda: self.last[0] == EXECUTING and any(any(m.velocity) for m in self.commands[seen:]), "motion")
         return self
 
     def seconds_until_held(self, since: float) -> float:
