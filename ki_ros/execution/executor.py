@@ -15,11 +15,14 @@ from ki_ros.execution.operator import Operator
 from ki_ros.execution.path import Path, joining_velocity
 from ki_ros.execution.schedule import NANOSECONDS, Schedule, Step, make_schedule
 from ki_ros.execution.state import ChunkRefusal, Intervention, Reason, State
+from ki_ros.execution.teleoperation import Teleoperation
 from ki_ros.execution.watchdog import ChunkWatchdog
 from ki_ros.rig import GRIPPER_THRESHOLD, NUM_JOINTS, ActionSpace, Robot, gripper_angle
 
 MAX_FUTURE = 0.05
 """How far in the future a stamp may lie [s]: clocks of two machines differ, and a simulated clock comes in ticks."""
+
+SOURCES = ("policy", "teleoperation")
 
 _PAUSE_PERIODS = 5
 """A tick that comes later than so many periods finds an arm that has come to rest meanwhile: its controller has nothing
@@ -46,6 +49,8 @@ class ExecutorOptions:
             refused as not meant.
         max_start_distance: the same for the row with which motion begins.
         max_effort: largest measured effort of a joint, as a share of what it can exert; more stops the arm. 0 for off.
+        source: whose commands are executed, "policy" or "teleoperation".
+        max_command_age: age of a teleoperator's command with which the arm still follows.
         hold_to_run: longest time between two confirmations that the operator holds the button; 0 for no button.
         binarize_gripper: command the gripper open or closed and nothing between.
         guard: limits of the commands.
@@ -63,14 +68,19 @@ class ExecutorOptions:
     max_start_distance: float = 0.3
     max_effort: float = 0.0
     hold_to_run: float = 0.0
+    source: str = "policy"
+    max_command_age: float = 0.2
     binarize_gripper: bool = True
     guard: GuardOptions = field(default_factory=GuardOptions)
 
     def __post_init__(self) -> None:
         distances = ("max_target_distance", "max_start_distance")
-        for name in ("command_rate", "max_chunk_age", "max_chunk_gap", "max_joint_state_age", *distances):
+        ages = ("max_chunk_age", "max_chunk_gap", "max_joint_state_age", "max_command_age")
+        for name in ("command_rate", *ages, *distances):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        if self.source not in SOURCES:
+            raise ValueError(f"source is {self.source!r}; use one of {', '.join(SOURCES)}")
         for name in ("max_effort", "hold_to_run"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
@@ -142,6 +152,9 @@ class Executor:
         self.holds: Counter[str] = Counter()
         """How often the arm came to be held or disabled, by the reason's value."""
         self.clock_jumps = 0
+        self._teleoperation = (
+            Teleoperation(_ns(o.max_command_age), o.max_start_distance) if o.source == "teleoperation" else None
+        )
         self.measured = Measured(robot, _ns(o.max_joint_state_age), _ns(MAX_FUTURE))
         self._schedule = schedule or make_schedule(
             o.schedule,
@@ -284,6 +297,16 @@ class Executor:
         self.chunks[refusal.value] += 1
         return refusal
 
+    def receive_command(self, now_ns: int, positions: np.ndarray, closedness: float | None) -> str | None:
+        """Takes a teleoperator's command: joint positions (7,) [rad] and the gripper's closedness, None for no change.
+
+        Returns None, or why it is refused: a value that is not finite also holds the arm.
+        """
+        self._enter(now_ns)
+        if self._teleoperation is None:
+            return "teleoperation: the executor's source is the policy"
+        return self._teleoperation.receive(now_ns, positions, closedness)
+
     def receive_observation_status(self, now_ns: int, age_ns: int, complete: bool) -> None:
         """Takes notice of whether there was an observation `age_ns` ago. Without one the policy is blind: it holds.
 
@@ -313,12 +336,14 @@ class Executor:
         if not self._enabled:
             return self._decided(Tick(State.DISABLED, self.operator.stopped or self._disabled_because, self._epoch))
         if reason is Reason.NONE:
-            guarded = self.guard.follow(self._path.position(due_ns), self.measured.positions, dt)
+            guarded = self.guard.follow(self._wanted(due_ns), self.measured.positions, dt)
             if guarded.refused:
                 reason = Reason.GUARD_REFUSAL
                 self._fail(reason)
         else:
             self._path = self._step = None
+            if self._teleoperation is not None:
+                self._teleoperation.release()
             guarded = self.guard.stop(dt)
         self._sent = guarded.positions
         return self._decided(self._tick(reason, guarded))
@@ -331,11 +356,20 @@ class Executor:
             sent = np.where(np.abs(measured - rest) < np.abs(measured - sent), rest, sent)
         self.guard.reset(sent)
         self._path = self._step = None
+        if self._teleoperation is not None:
+            self._teleoperation.release()
+
+    def _wanted(self, due_ns: int) -> np.ndarray:
+        if self._teleoperation is None:
+            return self._path.position(due_ns)
+        if self._teleoperation.gripper is not None:
+            self._gripper = self._teleoperation.gripper
+        return self._teleoperation.wanted(due_ns, self.guard.decided)
 
     def _tick(self, reason: Reason, guarded: Guarded) -> Tick:
         step = self._step if reason is Reason.NONE else None
         return Tick(
-            State.HOLDING if step is None else State.EXECUTING,
+            State.EXECUTING if reason is Reason.NONE else State.HOLDING,
             reason,
             self._epoch,
             guarded.positions,
@@ -356,11 +390,13 @@ class Executor:
             return Reason.TRACKING_LOST
         if self.operator.stopped is not None:
             return self.operator.stopped
-        if self._epoch == 0:
-            return Reason.NO_INSTRUCTION
         if not self.operator.permits(now_ns):
             self._forget_chunks()
             return Reason.HOLD_TO_RUN
+        if self._teleoperation is not None:
+            return self._teleoperation.reason_to_hold(now_ns, self.measured.positions)
+        if self._epoch == 0:
+            return Reason.NO_INSTRUCTION
         if self._fault is not None:
             return self._fault
         if not self.watchdog.fed:
@@ -425,6 +461,8 @@ class Executor:
             self.clock_jumps += 1
             self.measured.forget()
             self.operator.forget_time()
+            if self._teleoperation is not None:
+                self._teleoperation.forget()
             self._observed_ns = None
             self._blind_ns = None
             self._tick_ns = None

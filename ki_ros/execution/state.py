@@ -52,6 +52,15 @@ class Reason(str, enum.Enum):
     STALE_CHUNK = "stale_chunk"
     """Chunks have stopped coming, or are too old when they come. Ends with a good one."""
 
+    WAITING_FOR_COMMAND = "waiting_for_command"
+    """Teleoperation: no command has come. Ends with one."""
+
+    STALE_COMMAND = "stale_command"
+    """Teleoperation: commands have stopped coming. Ends with one that is close to the arm."""
+
+    START_POSE = "start_pose"
+    """Teleoperation: the command is too far from the arm to begin. Ends when it is close."""
+
     CHUNK_EXHAUSTED = "chunk_exhausted"
     """The rows of the chunk that may be executed open loop are used up. Ends with a good one."""
 

@@ -82,6 +82,13 @@ class Parameters:
     max_start_distance: float = parameter(
         0.3, "The same for the row with which motion begins [rad]", low=0.01, high=7.0
     )
+    source: str = parameter("policy", "Whose commands the arm follows", choices=execution.SOURCES)
+    teleoperation_topic: str = parameter(
+        "/teleoperation/joint_command", "teleoperation: topic of the leader's joint positions and knuckle angle [rad]"
+    )
+    max_command_age: float = parameter(
+        0.2, "teleoperation: age of a command with which the arm still follows [s]", low=0.01, high=2.0
+    )
     max_effort: float = parameter(
         0.0,
         "Measured effort at which the arm is stopped, as a share of what a joint can exert; 0: off",
@@ -166,6 +173,8 @@ class Parameters:
             max_start_distance=self.max_start_distance,
             max_effort=self.max_effort,
             hold_to_run=self.hold_to_run,
+            source=self.source,
+            max_command_age=self.max_command_age,
             binarize_gripper=self.binarize_gripper,
             guard=GuardOptions(
                 velocity_scale=self.velocity_scale,
@@ -258,6 +267,9 @@ class ExecutorNode(Node):
             ),
             self.create_service(SetInstruction, topics.SET_INSTRUCTION, self._on_set_instruction),
         ]
+        if self.parameters.source == "teleoperation":
+            topic = self.parameters.teleoperation_topic
+            self._inputs.append(self.create_subscription(JointState, topic, self._on_leader, topics.NEWEST_QOS))
         self._operator = OperatorInputs(self, self._executor, self._now, self._poll_joint_state, self._end_commands)
 
     def _now(self) -> int:
@@ -330,6 +342,20 @@ class ExecutorNode(Node):
         self._executor.receive_observation_status(self._now(), age, message.complete)
         if not message.complete:
             self._last_refusal = f"observation: {message.message}"
+
+    def _on_leader(self, message: JointState) -> None:
+        index = {name: i for i, name in enumerate(message.name)}
+        missing = [name for name in self._joint_names if name not in index]
+        if missing or len(message.position) != len(message.name):
+            problem = f"teleoperation: {missing[0]} is missing" if missing else "teleoperation: not a position per name"
+        else:
+            knuckle = message.position[index[rig.GRIPPER_JOINT]] if rig.GRIPPER_JOINT in index else None
+            closedness = None if knuckle is None else rig.gripper_closedness(knuckle)
+            positions = np.array([message.position[index[name]] for name in self._joint_names])
+            problem = self._executor.receive_command(self._now(), positions, closedness)
+        if problem is not None:
+            self._last_refusal = problem
+            self.get_logger().warning(problem, throttle_duration_sec=1.0)
 
     # Services
 

@@ -447,3 +447,23 @@ def test_the_hand_stays_in_its_box(graph):
     g.until(lambda: any("workspace_limited" in status.interventions for _, status in g.statuses), "the barrier")
     with pytest.raises(ParameterError, match="workspace_upper is"):
         ExecutorNode(context=g.node.context, parameter_overrides=[Parameter("workspace_upper", value=[1.0, 2.0])])
+
+
+def test_a_leader_moves_the_arm(graph):
+    g = graph(enabled_at_start=True, source="teleoperation")
+    leader = g.other.create_publisher(JointState, "/teleoperation/joint_command", topics.NEWEST_QOS)
+    g.until(lambda: g.last == (HOLDING, "waiting_for_command") and leader.get_subscription_count(), "readiness")
+    names, start = [*PANDA.joint_names, "robotiq_85_left_knuckle_joint"], list(g.q)
+    begin = time.monotonic()
+
+    def lead() -> None:
+        further = 0.1 * (time.monotonic() - begin)
+        leader.publish(JointState(name=names, position=[*(q + further for q in start), 0.4]))
+
+    timer = g.other.create_timer(0.03, lead)
+    g.until(lambda: g.last[0] == EXECUTING and g.q[0] > start[0] + 0.05, "the arm that follows")
+    assert g.gripper[-1] == pytest.approx(0.4)
+    g.other.destroy_timer(timer)
+    g.until(lambda: g.last == (HOLDING, "stale_command"), "the hold")
+    leader.publish(JointState(name=names[:3], position=[0.0] * 3))
+    g.until(lambda: "is missing" in g.diagnostics.get("executor", {}).get("last_refusal", ""), "the refusal")

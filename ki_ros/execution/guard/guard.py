@@ -90,6 +90,8 @@ class Guard:
         self._barriers = tuple(barriers)
         self._joints = Joints(self.limits, period)
         self._spline = CommandSpline(period)
+        # So that it can be asked for its way to rest before anybody has said where the arm is.
+        self._spline.reset(self._joints.position)
 
     @property
     def decided(self) -> np.ndarray:
