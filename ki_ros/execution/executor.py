@@ -28,6 +28,9 @@ _PAUSE_PERIODS = 5
 """A tick that comes later than so many periods finds an arm that has come to rest meanwhile: its controller has nothing
 to follow."""
 
+_EXACTLY = 1e-9
+"""Difference of two positions [rad] that is arithmetic."""
+
 _SAME_STAMP = 0.001
 """Two chunks whose observations are closer than this [s] answer the same observation, or come in the wrong order."""
 
@@ -176,6 +179,8 @@ class Executor:
         self._gripper: float | None = None
         self._step: Step | None = None
         self._path: Path | None = None
+        self._wanted = np.zeros(NUM_JOINTS)
+        self._standing = np.zeros(NUM_JOINTS, dtype=bool)
 
     # The operator
 
@@ -336,7 +341,8 @@ class Executor:
         if not self._enabled:
             return self._decided(Tick(State.DISABLED, self.operator.stopped or self._disabled_because, self._epoch))
         if reason is Reason.NONE:
-            guarded = self.guard.follow(self._wanted(due_ns), self.measured.positions, dt)
+            self._wanted = self._ask(due_ns)
+            guarded = self.guard.follow(self._wanted, self.measured.positions, dt, self._standing)
             if guarded.refused:
                 reason = Reason.GUARD_REFUSAL
                 self._fail(reason)
@@ -359,9 +365,9 @@ class Executor:
         if self._teleoperation is not None:
             self._teleoperation.release()
 
-    def _wanted(self, due_ns: int) -> np.ndarray:
+    def _ask(self, due_ns: int) -> np.ndarray:
         if self._teleoperation is None:
-            return self._path.position(due_ns)
+            return np.where(self._standing, self._path.target, self._path.position(due_ns))
         if self._teleoperation.gripper is not None:
             self._gripper = self._teleoperation.gripper
         return self._teleoperation.wanted(due_ns, self.guard.decided)
@@ -417,10 +423,13 @@ class Executor:
         if not np.abs(target - measured).max() <= furthest:
             self._fail(Reason.GUARD_REFUSAL)
             return Reason.GUARD_REFUSAL
-        if before is None:
-            start, velocity = self.guard.decided, np.zeros(NUM_JOINTS)
-        else:
-            start, velocity = before.position(step.start_ns), before.velocity(step.start_ns)
+        start, velocity = self.guard.decided, np.zeros(NUM_JOINTS)
+        if before is not None:
+            # From where the arm is led, which may be behind: what was left behind is not hurried after, as the target
+            # takes its place. The step before went on for a little after the last tick.
+            start = start + before.position(step.start_ns) - self._wanted
+            behind = np.abs(self.guard.decided - self._wanted) > _EXACTLY
+            velocity = np.where(behind, self.guard.velocity, before.velocity(step.start_ns))
         duration = (step.end_ns - step.start_ns) / NANOSECONDS
         way = self._slowed(target - start, start, duration)
         end_velocity = np.zeros(NUM_JOINTS)
@@ -433,6 +442,8 @@ class Executor:
             end_velocity = joining_velocity(way / duration, onward / duration)
         self._step = step
         self._path = Path(start, start + way, velocity, end_velocity, step.start_ns, step.end_ns)
+        # Where the arm cannot keep to the path, hurrying after it would carry it beyond the target.
+        self._standing = self._path.acceleration > self.guard.limits.acceleration
         closedness = min(max(float(step.action[NUM_JOINTS]), 0.0), 1.0)
         if options.binarize_gripper:
             closedness = float(closedness > GRIPPER_THRESHOLD)

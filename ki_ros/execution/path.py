@@ -34,6 +34,14 @@ class Path:
         """Joint velocities (7,) [rad/s] at a time; before and after the path those at its ends."""
         return self._at(time_ns)[1]
 
+    @property
+    def acceleration(self) -> np.ndarray:
+        """The greatest one on the path, (7,) [rad/s^2], absolute: at one of its ends."""
+        duration = (self.end_ns - self.start_ns) / _NANOSECONDS
+        way, first, last = self.target - self.start, self.start_velocity * duration, self.end_velocity * duration
+        begin, end = 6 * way - 4 * first - 2 * last, 2 * first + 4 * last - 6 * way
+        return np.maximum(np.abs(begin), np.abs(end)) / duration**2
+
     def _at(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
         share = min(max((time_ns - self.start_ns) / (self.end_ns - self.start_ns), 0.0), 1.0)
         duration = (self.end_ns - self.start_ns) / _NANOSECONDS

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ARMS", "GRIPPERS"]
 
+_FLUSH_SECONDS = 0.2
+
 
 class Arm:
     """A publisher of one kind of message on one topic."""
@@ -47,6 +49,10 @@ class Arm:
 
         Nothing needs to be said to a controller that comes to rest by itself.
         """
+
+    def flush(self) -> None:
+        """Returns when the controller has what was sent, or after `_FLUSH_SECONDS`."""
+        self._publisher.wait_for_all_acked(Duration(seconds=_FLUSH_SECONDS))
 
 
 class ForwardArm(Arm):

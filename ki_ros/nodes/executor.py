@@ -9,7 +9,7 @@ from __future__ import annotations
 import array
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +24,20 @@ from ki_ros import chunk, msg, rig
 from ki_ros.execution import executor as execution
 from ki_ros.execution.barriers import SelfCollisionBarrier, WorkspaceBarrier
 from ki_ros.execution.guard import Barrier, GuardOptions
+from ki_ros.execution.pace import Pace
 from ki_ros.execution.schedule import SCHEDULES
 from ki_ros.execution.state import ChunkRefusal, Reason, State
 from ki_ros.execution.workspace import WorkspaceBox
 from ki_ros.nodes import stamps, topics
+from ki_ros.nodes.company import Company, SoleExecutor
 from ki_ros.nodes.controllers import ARMS, GRIPPERS
 from ki_ros.nodes.diagnostics import ERROR, OK, WARN, Diagnostics, Report
 from ki_ros.nodes.operator import OperatorInputs
 from ki_ros.nodes.parameters import ParameterError, declare, parameter
 from ki_ros.nodes.polling import subscribe_polled, take_waiting
+from ki_ros.nodes.priority import make_real_time
 from ki_ros.nodes.run import pacing_clock, run
+from ki_ros.nodes.silence import ObservationSilence
 from ki_ros.srv import SetInstruction
 
 _JOINT_STATE_QOS = QoSProfile(
@@ -53,6 +57,12 @@ class Parameters:
     instruction: str = parameter("", "Instruction to start with; empty: hold until set_instruction is called")
     enabled_at_start: bool = parameter(False, "Enable as soon as joint states come. Not on a real arm")
     command_rate: float = parameter(100.0, "Commands a second [Hz]", low=10.0, high=1000.0)
+    realtime_priority: int = parameter(
+        0,
+        "Priority before all usual processes (SCHED_FIFO), where the operating system permits it; 0: none",
+        low=0,
+        high=99,
+    )
     schedule: str = parameter("latency_compensated", "Which action is in force when", choices=SCHEDULES)
     open_loop_horizon: int = parameter(
         8, "synchronous, latency_compensated: rows of a chunk to execute before the next chunk", low=1, high=1000
@@ -218,8 +228,9 @@ class ExecutorNode(Node):
             barriers = p.barriers()
         except ValueError as error:
             raise ParameterError(f"node {self.get_name()!r}: {error}") from error
-        self._executor = execution.Executor(self.robot, p.options(), barriers=barriers)
+        self._executor = SoleExecutor(self.robot, p.options(), barriers=barriers)
         self._executor.operator.speed = p.speed_scale
+        self._silence = ObservationSilence(self._executor)
         self._joint_names = list(self.robot.joint_names)
         self._state_names = list(self.robot.state_names)
         self._pacing = pacing_clock(self)
@@ -228,10 +239,7 @@ class ExecutorNode(Node):
         self._last_tick: execution.Tick | None = None
         self._said: tuple[State, Reason] = (State.DISABLED, Reason.NONE)
         self._said_at = {"interruption": -math.inf, "other": -math.inf}
-        self._intervals: deque[float] = deque(maxlen=1000)
-        self._wall_intervals: deque[float] = deque(maxlen=1000)
-        self._last_tick_ns: int | None = None
-        self._last_tick_wall = 0.0
+        self._pace = Pace(1.0 / p.command_rate)
         self._reported_refusals = 0
         self._reported_joint_refusals = 0
         self._create_outputs()
@@ -244,6 +252,7 @@ class ExecutorNode(Node):
         self._diagnostics = Diagnostics(
             self, {"executor": self._report_executor, "commands": self._report_commands}, self.robot.name
         )
+        self._real_time = p.realtime_priority > 0 and make_real_time(self, p.realtime_priority)
         self.get_logger().info(
             f"{self.robot.name}, {p.controller} at {p.command_rate:g} Hz, "
             f"{'enabled with the first joint state' if p.enabled_at_start else 'disabled until ' + topics.ENABLE}"
@@ -257,6 +266,7 @@ class ExecutorNode(Node):
         self._status_publisher = self.create_publisher(msg.ExecutorStatus, topics.EXECUTOR_STATUS, topics.COMMAND_QOS)
         self._send_arm = ARMS[p.controller](self, self._executor)
         self._send_gripper = GRIPPERS[p.gripper_controller](self)
+        self._company = Company(self, self._executor, self._send_arm.topic, self._now)
 
     def _create_inputs(self) -> None:
         self._joint_states = subscribe_polled(self, JointState, self.parameters.joint_states_topic, _JOINT_STATE_QOS)
@@ -339,6 +349,7 @@ class ExecutorNode(Node):
 
     def _on_observation_status(self, message: msg.ObservationStatus) -> None:
         age = self._age(stamps.from_message(message.header.stamp))
+        self._silence.heard(self._now())
         self._executor.receive_observation_status(self._now(), age, message.complete)
         if not message.complete:
             self._last_refusal = f"observation: {message.message}"
@@ -388,6 +399,8 @@ class ExecutorNode(Node):
         wall = time.perf_counter()
         self._poll_joint_state()
         now_ns = self._now()
+        if self._silence.check(now_ns):
+            self._last_refusal = "observation: the observation node has fallen silent"
         tick = self._executor.tick(now_ns)
         if tick.positions is not None:
             self._send_arm(tick)
@@ -398,16 +411,31 @@ class ExecutorNode(Node):
         if tick.positions is not None:
             self._publish_command(stamp, tick)
         self._publish_status(stamp, tick)
-        if self._last_tick_ns is not None:
-            self._intervals.append((now_ns - self._last_tick_ns) / stamps.NANOSECONDS)
-            self._wall_intervals.append(wall - self._last_tick_wall)
-        self._last_tick_ns, self._last_tick_wall = now_ns, wall
         self._log_change(wall, tick)
+        self._company.after(tick)
         self._last_tick = tick
+        self._pace.turn(now_ns, wall, time.perf_counter())
 
     def _end_commands(self) -> None:
         self._send_arm.stop()
         self._send_gripper(None)
+
+    # The end
+
+    def come_to_rest(self) -> bool:
+        """Brings the arm to rest for good; whether it is there, so that commands may end."""
+        if self._executor.operator.stopped is None:
+            self._executor.stop(self._now())
+            self._last_tick = None
+        velocities = None if self._last_tick is None else self._last_tick.velocities
+        return not self._executor.enabled or (velocities is not None and not velocities.any())
+
+    def destroy_node(self) -> None:
+        """Tells the controllers that commands end, and waits until they know."""
+        if self.context.ok():
+            self._end_commands()
+            self._send_arm.flush()
+        super().destroy_node()
 
     def _publish_command(self, stamp, tick: execution.Tick) -> None:
         # What was sent, and no more: before the first gripper command there are only the seven joints.
@@ -481,6 +509,8 @@ class ExecutorNode(Node):
             text += f"; {self.parameters.joint_states_topic} carries {'; '.join(list(self._foreign)[:2])}"
         if reason in (Reason.NON_FINITE, Reason.INVALID_CHUNK, Reason.GUARD_REFUSAL, Reason.TRACKING_LOST):
             return ERROR, f"{text}; {self._last_refusal}".rstrip("; ")
+        if self._company.objected:
+            return ERROR, f"{text}; {self._company.objected}; then call {topics.RESET}, then {topics.ENABLE}"
         if executor.operator.stopped is not None:
             return ERROR, f"{text}; call {topics.RESET}, then {topics.ENABLE}"
         if new:
@@ -496,23 +526,22 @@ class ExecutorNode(Node):
         return OK, text
 
     def _report_commands(self) -> Report:
-        if len(self._intervals) < 2:
+        figures, rate = self._pace.figures(), self._pace.rate
+        if not figures:
             return Report(WARN, "no tick yet", {"rate": 0.0})
-        intervals, period = np.array(self._intervals), 1.0 / self.parameters.command_rate
-        # Simulated time comes in ticks, which hide what the operating system does; so the wall clock's intervals too.
-        wall = np.array(self._wall_intervals)
-        rate = 1.0 / intervals.mean() if intervals.mean() > 0 else 0.0
         values = {
-            "rate": float(rate),
+            "rate": rate,
             "setting": self.parameters.command_rate,
-            "jitter_ms_p50": 1e3 * float(np.percentile(np.abs(intervals - period), 50)),
-            "jitter_ms_p99": 1e3 * float(np.percentile(np.abs(intervals - period), 99)),
-            "wall_jitter_ms_p99": 1e3 * float(np.percentile(np.abs(wall - np.median(wall)), 99)),
+            **figures,
+            "overruns": self._pace.overruns,
+            "real_time": self._real_time,
             "controller": self.parameters.controller,
             "subscribers": self._send_arm.subscribers,
+            "others": ", ".join(self._company.others()),
         }
-        if self._executor.enabled and values["subscribers"] == 0:
-            return Report(WARN, f"nobody takes the arm's commands on {self._send_arm.topic}", values)
+        problem = self._company.objection()
+        if problem is not None:
+            return Report(ERROR if values["others"] else WARN, problem, values)
         if rate < 0.95 * self.parameters.command_rate:
             return Report(WARN, f"{rate:.1f} Hz; set are {self.parameters.command_rate:g} Hz", values)
         return Report(OK, f"{rate:.1f} Hz", values)
@@ -530,7 +559,7 @@ def _action_space(name: str) -> rig.ActionSpace:
 
 def main() -> None:
     """Entry point of the executable `executor`."""
-    run(ExecutorNode)
+    run(ExecutorNode, ended=ExecutorNode.come_to_rest)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ import rclpy
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
 from waiting import FAULTS, FIGURES
+
+# For the checker of command streams, which is the same for every stream.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "execution"))
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +68,19 @@ def spinner(domain):
     spinner.stop()
 
 
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.0f} ms"
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     for line in FIGURES:
         terminalreporter.write_line(line)
     if not FAULTS:
         return
-    terminalreporter.section("faults: how soon the arm holds, and what brings it back")
+    terminalreporter.section("faults: how soon the arm is held and at rest, why, and what brings it back")
     for row in FAULTS:
-        hold = f"{row['hold_s'] * 1e3:.0f} ms"
-        terminalreporter.write_line(f"{row['fault']:<30} {hold:>7}  {row['reason']:<20} back: {row['recovery']}")
+        times = " ".join(f"{_milliseconds(row[key]):>7}" for key in ("hold_s", "rest_s"))
+        terminalreporter.write_line(f"{row['fault']:<42} {times}  {row['reason']:<20} back: {row['recovery']}")
     if file := os.environ.get("KI_ROS_FAULTS_JSON"):
         from ki_ros.files import write_json
 

@@ -98,6 +98,11 @@ class Guard:
         """The newest position that was decided, (7,) [rad]; the command passes it a period later."""
         return self._joints.position
 
+    @property
+    def velocity(self) -> np.ndarray:
+        """With which that is passed, (7,) [rad/s]: from the position before."""
+        return self._joints.velocity
+
     def reset(self, positions: np.ndarray) -> None:
         """The arm stands still at positions (7,) [rad], finite. They may lie outside of the limits."""
         self._joints.reset(positions)
@@ -107,13 +112,16 @@ class Guard:
         """How long after the next tick, which comes `dt` after the last one, that is due what it decides [s]."""
         return (2 - self._phase_after(dt)[0]) * self.period
 
-    def follow(self, wanted: np.ndarray, measured: np.ndarray, dt: float) -> Guarded:
+    def follow(
+        self, wanted: np.ndarray, measured: np.ndarray, dt: float, standing: np.ndarray | None = None
+    ) -> Guarded:
         """The command of a tick that is to bring the arm to a position.
 
         Args:
             wanted: joint positions (7,) [rad] at `ahead`; anything at all.
             measured: joint positions (7,) [rad], finite.
             dt: time since the last tick [s].
+            standing: joints, (7,) bool, that are to come to rest there; the others are to pass as what is wanted does.
         """
         if np.shape(wanted) != measured.shape or not np.all(np.isfinite(wanted)):
             return self._stopped(dt, (Intervention.NON_FINITE,))
@@ -122,7 +130,7 @@ class Guard:
         if due:
             within = self._within(wanted, measured, interventions)
             lead = self.options.max_tracking_error
-            move = self._joints.towards(within, measured - lead, measured + lead)
+            move = self._joints.towards(within, measured - lead, measured + lead, standing)
             self._name_limits(move, within, interventions)
             self._joints.take(self._in_front(move, interventions))
             self._spline.append(self._joints.position)

@@ -115,14 +115,21 @@ class Joints:
         moving = behind < end
         return np.where(moving, acceleration, 0.0), moving
 
-    def towards(self, wanted: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> Move:
-        """The best move towards wanted positions (7,) [rad], finite. They count as moving as fast as from the last.
+    def towards(
+        self, wanted: np.ndarray, lower: np.ndarray, upper: np.ndarray, standing: np.ndarray | None = None
+    ) -> Move:
+        """The best move towards wanted positions (7,) [rad], finite.
+
+        They count as moving as fast as they did from the last, but for joints that are `standing`, (7,) bool: what is
+        wanted of these stays where it is.
 
         No move is begun that leads beyond `lower` or `upper`, (7,) [rad], which may change from call to call; a joint
         that already is or cannot stop in time does not go further than it must.
         """
         self._bounds = np.stack((upper, -lower))
         pace = self._pace(wanted)
+        if standing is not None:
+            pace = np.where(standing, 0.0, pace)
         self._wanted = wanted
         h, limits = self._h, self._limits
         most, change = limits.acceleration * (1 + _ROUNDING), limits.jerk * h * (1 + _ROUNDING)

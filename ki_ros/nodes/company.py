@@ -1,0 +1,108 @@
+"""Who else is on the topic of the arm's commands: a controller there must be, and nobody else who sends any."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+
+from ki_ros.execution import executor as execution
+from ki_ros.nodes import topics
+
+PERIOD = 0.1
+"""Time between two looks at the graph while commands are sent [s]."""
+
+
+class SoleExecutor(execution.Executor):
+    """An executor that is not enabled while somebody has an objection.
+
+    Attributes:
+        objection: why commands must not be sent, with the remedy; None where they may.
+    """
+
+    objection: Callable[[], str | None] = staticmethod(lambda: None)
+
+    def enable(self, now_ns: int) -> str | None:
+        """As of every executor; refused first of all for the objection."""
+        problem = None if self.enabled else self.objection()
+        return super().enable(now_ns) if problem is None else problem
+
+
+class Company:
+    """Looks for others who send commands to the arm, and for somebody who takes them.
+
+    Two streams on one topic are a motion that neither of them has limited: the arm is torn between them. And a
+    controller that is started while commands are under way finds one that leads the arm, and steps to it. So with
+    company, or without a controller, the executor is not enabled; and if it is when that happens, the arm is brought to
+    rest as by the operator's stop, and then nothing is sent any more.
+
+    What counts is that there is another publisher, not that it sends: the first message would come too late.
+
+    Args:
+        node: the executor's; it has one publisher of the topic and one of the executor's status.
+        executor: to be objected to.
+        topic: of the arm's commands.
+        now: the executor's clock [ns].
+    """
+
+    def __init__(self, node: Node, executor: SoleExecutor, topic: str, now: Callable[[], int]) -> None:
+        self._node, self._executor, self._now = node, executor, now
+        self._topic = node.resolve_topic_name(topic)
+        self._status_topic = node.resolve_topic_name(topics.EXECUTOR_STATUS)
+        self._leaving = False
+        self._objected = ""
+        executor.objection = self.objection
+        # The graph changes in the system's time, whatever the simulated one does.
+        self._timer = node.create_timer(PERIOD, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    @property
+    def objected(self) -> str:
+        """What the arm was stopped for, until that is reset; else empty."""
+        return self._objected if self._executor.operator.stopped is not None else ""
+
+    def others(self) -> list[str]:
+        """Full names of the nodes that might move the arm too: a name twice where it has two publishers."""
+        me = (self._node.get_namespace(), self._node.get_name())
+        found: Counter[tuple[str, str]] = Counter()
+        for topic in (self._topic, self._status_topic):
+            if self._node.count_publishers(topic) > 1:
+                here = Counter(
+                    (info.node_namespace, info.node_name) for info in self._node.get_publishers_info_by_topic(topic)
+                )
+                # One of these is this node's own; of those that are left another may have its name.
+                found |= here - Counter([me])
+        return sorted(f"{space.rstrip('/')}/{name}" for space, name in found.elements())
+
+    def objection(self) -> str | None:
+        """Why commands must not be sent, and the remedy; None where they may."""
+        others = self.others()
+        if others:
+            return (
+                f"{', '.join(others)} would move the arm too (on {self._topic}, or as another executor); "
+                "end all but one, and let that one have the arm"
+            )
+        if self._node.count_subscribers(self._topic) == 0:
+            return f"nobody takes the arm's commands on {self._topic}; start its controller"
+        return None
+
+    def after(self, tick: execution.Tick) -> None:
+        """Ends commands where the arm has come to rest in spite of company; to be called after every tick."""
+        if self._leaving and (tick.velocities is None or not tick.velocities.any()):
+            self._leaving = False
+            self._executor.disable(self._now())
+
+    def _look(self) -> None:
+        if self._executor.operator.stopped is None:
+            self._objected = ""
+        if not self._executor.enabled or self._leaving:
+            return
+        objection = self.objection()
+        if objection is None:
+            return
+        self._objected, self._leaving = objection, True
+        self._executor.stop(self._now())
+        self._node.get_logger().error(
+            f"stopped: {objection}; then call {topics.RESET} and {topics.ENABLE}", throttle_duration_sec=1.0
+        )
