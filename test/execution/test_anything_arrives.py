@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+from collections import Counter
 
 import numpy as np
 from execution_bench import DT, MS
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from stream_checker import Stream
@@ -25,6 +27,10 @@ LONGEST_STOP = 5.26 / 10
 
 normal = st.floats(-1.5, 1.5, width=32)
 wild = st.floats(allow_nan=True, allow_infinity=True, width=32)
+
+
+SEARCHED = Counter[str]()
+"""What was tried in all examples; shown at the end of a run."""
 
 
 class AnythingArrives(RuleBasedStateMachine):
@@ -69,6 +75,7 @@ class AnythingArrives(RuleBasedStateMachine):
 
     def send(self, actions, age_ns, epoch, space, dt):
         sequence = next(self.sequences)
+        SEARCHED["chunks"] += 1
         self.epoch_of[sequence] = epoch
         try:
             chunk = ActionChunk(self.now - age_ns, sequence, epoch, space, dt, actions)
@@ -181,6 +188,7 @@ class AnythingArrives(RuleBasedStateMachine):
         """What was sent so far is checked; what comes now begins at rest."""
         if self.stream is not None:
             found = self.stream.violations()
+            SEARCHED["streams"] += 1
             assert found == [], found[:3]
         self.stream = None
         self.held_for = 0.0
@@ -189,6 +197,7 @@ class AnythingArrives(RuleBasedStateMachine):
         elapsed = 0 if self.last_tick is None else self.now - self.last_tick
         self.last_tick = self.now
         tick = self.executor.tick(self.now)
+        SEARCHED["ticks"] += 1
         if elapsed > 5 * self.period:
             # The controller has come to rest meanwhile, and what is sent begins there.
             self.new_stream()
@@ -230,6 +239,13 @@ class AnythingArrives(RuleBasedStateMachine):
             assert sum(self.executor.chunks.values()) <= next(self.sequences)
 
 
-# How many examples, the profile in test/conftest.py says.
-AnythingArrives.TestCase.settings = settings(stateful_step_count=40, suppress_health_check=list(HealthCheck))
+# How many examples, the profile in test/conftest.py says; where everything is to be tried, eight times as many.
+_FULL = os.environ.get("KI_ROS_TEST_FULL", "") not in ("", "0")
+AnythingArrives.TestCase.settings = settings(
+    max_examples=settings.default.max_examples * (8 if _FULL else 1),
+    # What fails fails by its own message; making it short takes longer than reading it.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    stateful_step_count=40,
+    suppress_health_check=list(HealthCheck),
+)
 TestAnythingArrives = AnythingArrives.TestCase

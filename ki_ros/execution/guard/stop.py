@@ -61,6 +61,8 @@ class Stopping:
 
     def ways(self, velocity: np.ndarray, acceleration: np.ndarray) -> Ways:
         """From velocities and accelerations (..., 7); the accelerations are within the limit."""
+        if self._single:
+            return self._short_ways(velocity, acceleration)
         h, turn = self._h, self.turn
         total = velocity / h + acceleration * ((turn - 1) / 2)
         hold = np.ceil(np.maximum(np.abs(total) / self._limit - self._half, 0.0))
@@ -70,6 +72,20 @@ class Stopping:
         weighted = (periods + 1) * (acceleration * self._ones + step * self._numbers)
         weighted -= acceleration * self._numbers + step * self._squares
         weighted -= brake * (hold * (periods + 1 - turn) - hold * (hold + 1) / 2 + self._end_weight)
+        return Ways(acceleration, brake, hold, h * periods * velocity + h * h * weighted)
+
+    def _short_ways(self, velocity: np.ndarray, acceleration: np.ndarray) -> Ways:
+        """The same with a turn and an end of one step each, as it is up to 250 Hz; to the bit, in half the steps."""
+        h = self._h
+        total = velocity / h
+        hold = np.ceil(np.maximum(np.abs(total) / self._limit - 1.0, 0.0))
+        more = hold + 1.0
+        brake = total / more
+        periods = hold + 2.0
+        turned = acceleration - (brake + acceleration)
+        weighted = (periods + 1.0) * turned
+        weighted -= turned
+        weighted -= brake * (hold * periods - hold * more / 2)
         return Ways(acceleration, brake, hold, h * periods * velocity + h * h * weighted)
 
     def keeps(
@@ -90,8 +106,8 @@ class Stopping:
         # Axis -2 is the side: on the lower one everything is turned round.
         p, v, a = (_turned(x, sides.sign) for x in (position, velocity, ways.acceleration))
         brake, distance = (_turned(x, sides.sign) for x in (ways.brake, ways.distance))
-        # The turn may still raise the velocity; by less where it ends in braking.
-        peak = v + h * np.maximum(a, 0.0) * ((self.turn - 1) / 2)
+        # The turn may still raise the velocity; by less where it ends in braking. One of a single step does not.
+        peak = v if self._single else v + h * np.maximum(a, 0.0) * ((self.turn - 1) / 2)
         rising = np.maximum(peak, 0.0)
         furthest = np.where(brake >= 0, distance, h * self.turn * rising)
         room = np.maximum(np.minimum(sides.position, bounds), sides.sign * before)
@@ -115,15 +131,18 @@ class Stopping:
             return (np.maximum(velocity, 0.0) / scale + offset) ** 2 + slope * position
 
         highest = height(v, p)
-        turned = -(brake + a) / self.turn
-        v_turn = v + h * (a * self._ones + turned * self._numbers)
-        p_turn = p + h * self.turn * v
-        p_turn = p_turn + h * h * ((self.turn + 1) * (a * self._ones + turned * self._numbers))
-        p_turn = p_turn - h * h * (a * self._numbers + turned * self._squares)
         if self._single:
+            change = a - (brake + a)
+            v_turn = v + h * change
+            p_turn = p + h * v + h * h * (2.0 * change) - h * h * change
             # One step: its end is the hold's begin, and it cannot rise and brake at once.
             highest = np.maximum(highest, height(v_turn, p_turn))
         else:
+            turned = -(brake + a) / self.turn
+            v_turn = v + h * (a * self._ones + turned * self._numbers)
+            p_turn = p + h * self.turn * v
+            p_turn = p_turn + h * h * ((self.turn + 1) * (a * self._ones + turned * self._numbers))
+            p_turn = p_turn - h * h * (a * self._numbers + turned * self._squares)
             highest = np.maximum(highest, height(rising, p + h * self.turn * rising))
         drop = np.maximum(brake, 0.0) * h
         square = (drop / scale) ** 2 - slope * drop * h / 2
