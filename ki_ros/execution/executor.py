@@ -11,13 +11,13 @@ import numpy as np
 from ki_ros.chunk import ActionChunk, ChunkError, NonFiniteChunkError, target_position
 from ki_ros.execution.guard import Barrier, Guard, Guarded, GuardOptions
 from ki_ros.execution.measured import Measured
+from ki_ros.execution.motion import Motion, Planner
 from ki_ros.execution.operator import Operator
-from ki_ros.execution.path import Path, joining_velocity
 from ki_ros.execution.schedule import NANOSECONDS, Schedule, Step, make_schedule
 from ki_ros.execution.state import ChunkRefusal, Intervention, Reason, State
 from ki_ros.execution.teleoperation import Teleoperation
 from ki_ros.execution.watchdog import ChunkWatchdog
-from ki_ros.rig import GRIPPER_THRESHOLD, NUM_JOINTS, ActionSpace, Robot, gripper_angle
+from ki_ros.rig import GRIPPER_THRESHOLD, NUM_JOINTS, Robot, gripper_angle
 
 MAX_FUTURE = 0.05
 """How far in the future a stamp may lie [s]: clocks of two machines differ, and a simulated clock comes in ticks."""
@@ -146,6 +146,7 @@ class Executor:
         self.robot = robot
         self.options = o = options or ExecutorOptions()
         self.guard = Guard(robot, o.guard, 1.0 / o.command_rate, barriers)
+        self._planner = Planner(robot, self.guard.limits, o.guard.velocity_scale)
         self.operator = Operator(_ns(o.hold_to_run) if o.hold_to_run > 0 else None)
         self.watchdog = ChunkWatchdog(_ns(o.max_chunk_gap), o.chunk_gap_intervals)
         self.chunks: Counter[str] = Counter()
@@ -178,9 +179,8 @@ class Executor:
         self._sent = np.zeros(NUM_JOINTS)
         self._gripper: float | None = None
         self._step: Step | None = None
-        self._path: Path | None = None
+        self._motion: Motion | None = None
         self._wanted = np.zeros(NUM_JOINTS)
-        self._standing = np.zeros(NUM_JOINTS, dtype=bool)
 
     # The operator
 
@@ -342,12 +342,13 @@ class Executor:
             return self._decided(Tick(State.DISABLED, self.operator.stopped or self._disabled_because, self._epoch))
         if reason is Reason.NONE:
             self._wanted = self._ask(due_ns)
-            guarded = self.guard.follow(self._wanted, self.measured.positions, dt, self._standing)
+            standing = self._motion.standing if self._motion is not None else None
+            guarded = self.guard.follow(self._wanted, self.measured.positions, dt, standing)
             if guarded.refused:
                 reason = Reason.GUARD_REFUSAL
                 self._fail(reason)
         else:
-            self._path = self._step = None
+            self._motion = self._step = None
             if self._teleoperation is not None:
                 self._teleoperation.release()
             guarded = self.guard.stop(dt)
@@ -361,13 +362,13 @@ class Executor:
         if measured is not None:
             sent = np.where(np.abs(measured - rest) < np.abs(measured - sent), rest, sent)
         self.guard.reset(sent)
-        self._path = self._step = None
+        self._motion = self._step = None
         if self._teleoperation is not None:
             self._teleoperation.release()
 
     def _ask(self, due_ns: int) -> np.ndarray:
         if self._teleoperation is None:
-            return np.where(self._standing, self._path.target, self._path.position(due_ns))
+            return self._motion.wanted(due_ns)
         if self._teleoperation.gripper is not None:
             self._gripper = self._teleoperation.gripper
         return self._teleoperation.wanted(due_ns, self.guard.decided)
@@ -416,7 +417,7 @@ class Executor:
         return Reason.NONE if step == self._step else self._begin(step)
 
     def _begin(self, step: Step) -> Reason:
-        measured, before, options = self.measured.positions, self._path, self.options
+        measured, before, options = self.measured.positions, self._motion, self.options
         target = target_position(step.action, step.action_space, measured)
         furthest = options.max_start_distance if before is None else options.max_target_distance
         # Written so that a target that is not finite is refused too.
@@ -427,38 +428,17 @@ class Executor:
         if before is not None:
             # From where the arm is led, which may be behind: what was left behind is not hurried after, as the target
             # takes its place. The step before went on for a little after the last tick.
-            start = start + before.position(step.start_ns) - self._wanted
+            start = start + before.path.position(step.start_ns) - self._wanted
             behind = np.abs(self.guard.decided - self._wanted) > _EXACTLY
-            velocity = np.where(behind, self.guard.velocity, before.velocity(step.start_ns))
-        duration = (step.end_ns - step.start_ns) / NANOSECONDS
-        way = self._slowed(target - start, start, duration)
-        end_velocity = np.zeros(NUM_JOINTS)
-        if step.following is not None:
-            if step.action_space is ActionSpace.JOINT_VELOCITY:
-                onward = target_position(step.following, step.action_space, measured) - measured
-            else:
-                onward = target_position(step.following, step.action_space, measured) - target
-            onward = self._slowed(onward, start, duration)
-            end_velocity = joining_velocity(way / duration, onward / duration)
+            velocity = np.where(behind, self.guard.velocity, before.path.velocity(step.start_ns))
         self._step = step
-        self._path = Path(start, start + way, velocity, end_velocity, step.start_ns, step.end_ns)
-        # Where the arm cannot keep to the path, hurrying after it would carry it beyond the target.
-        self._standing = self._path.acceleration > self.guard.limits.acceleration
+        # The arm will have followed the command to there: what was measured is older, and the step lies ahead.
+        self._motion = self._planner.motion(step, start, velocity, measured + (start - self._sent), self.operator.speed)
         closedness = min(max(float(step.action[NUM_JOINTS]), 0.0), 1.0)
         if options.binarize_gripper:
             closedness = float(closedness > GRIPPER_THRESHOLD)
         self._gripper = gripper_angle(closedness)
         return Reason.NONE
-
-    def _slowed(self, way: np.ndarray, start: np.ndarray, duration: float) -> np.ndarray:
-        """As much of a way (7,) [rad] as the operator's speed and the arm's velocity limits allow, in its direction."""
-        slowest, fastest = self.robot.velocity_limits(start)
-        scale = self.options.guard.velocity_scale * duration
-        room, size = scale * np.where(way < 0, -slowest, fastest), np.abs(way)
-        # A joint that may not move at all in this direction is stopped by the guard: scaling would stop them all.
-        limiting = (size > room) & (room > 0)
-        share = np.divide(room, size, out=np.ones_like(size), where=limiting)
-        return min(self.operator.speed, float(share.min())) * way
 
     # What several of them need
 
@@ -484,7 +464,7 @@ class Executor:
         self._schedule.clear()
         self.watchdog.restart()
         self._step = None
-        self._path = None
+        self._motion = None
 
     def _fail(self, reason: Reason) -> None:
         self._forget_chunks()

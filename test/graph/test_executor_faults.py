@@ -45,8 +45,8 @@ executor:
   ros__parameters: {command_rate: 50.0}
 """
 
-DISCOVERY_SECONDS = 3.5
-"""How long Fast DDS may take to tell one process of another: what is lost of it is sent again after 3 s."""
+DISCOVERY_SECONDS = 6.0
+"""How long Fast DDS may take to tell one process of another: what is lost of it is sent again every 3 s."""
 
 FASTEST = 0.9 * PANDA.velocity
 HARDEST = 0.9 * PANDA.acceleration

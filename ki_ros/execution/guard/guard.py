@@ -161,11 +161,11 @@ class Guard:
 
     def _within(self, wanted: np.ndarray, measured: np.ndarray, interventions: list[Intervention]) -> np.ndarray:
         here, limits, lead = self._joints.position, self.limits, self.options.max_tracking_error
-        within = np.clip(wanted, np.minimum(limits.lower, here), np.maximum(limits.upper, here))
+        within = _between(wanted, np.minimum(limits.lower, here), np.maximum(limits.upper, here))
         if _differ(within, wanted):
             interventions.append(Intervention.POSITION_LIMITED)
         # Where the arm has left by itself, the command does not go after it.
-        led = np.clip(within, np.minimum(measured - lead, here), np.maximum(measured + lead, here))
+        led = _between(within, np.minimum(measured - lead, here), np.maximum(measured + lead, here))
         if _differ(led, within):
             interventions.append(Intervention.TRACKING_LIMITED)
         return led
@@ -202,4 +202,9 @@ class Guard:
 
 
 def _differ(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(np.any(np.abs(a - b) > _ROUNDING))
+    return bool((np.abs(a - b) > _ROUNDING).any())
+
+
+def _between(values: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """np.clip, which takes three times as long for seven values."""
+    return np.minimum(np.maximum(values, lower), upper)

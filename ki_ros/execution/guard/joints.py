@@ -59,6 +59,8 @@ class Joints:
     def __init__(self, limits: Limits, period: float) -> None:
         self._limits, self._h = limits, period
         self._bounds = limits.sides.position
+        self._most = limits.acceleration * (1 + _ROUNDING)
+        self._change = limits.jerk * period * (1 + _ROUNDING)
         self._stopping = Stopping(limits, period)
         self.reset(np.zeros_like(limits.velocity))
 
@@ -74,13 +76,8 @@ class Joints:
 
     def take(self, move: Move) -> None:
         """Makes a move that was offered since the last one."""
-        old, new, on = self._way, move.way, move.keeps_on
-        self._way = Ways(
-            np.where(on, old.acceleration, new.acceleration),
-            np.where(on, old.brake, new.brake),
-            np.where(on, old.hold, new.hold),
-            np.where(on, old.distance, new.distance),
-        )
+        on = move.keeps_on
+        self._way = _merged_ways(on, self._way, move.way) if on.any() else move.way
         self._steps = np.where(on, self._steps + 1, 0.0)
         self.position, self.velocity, self.acceleration = move.position, move.velocity, move.acceleration
         self.rest = move.rest
@@ -131,8 +128,7 @@ class Joints:
         if standing is not None:
             pace = np.where(standing, 0.0, pace)
         self._wanted = wanted
-        h, limits = self._h, self._limits
-        most, change = limits.acceleration * (1 + _ROUNDING), limits.jerk * h * (1 + _ROUNDING)
+        h, most, change = self._h, self._most, self._change
         velocity = (wanted - self.position) / h
         acceleration = (velocity - self.velocity) / h
         # The brake that the joint needs behind it, to be as fast as what it follows; none where it keeps up with it.
@@ -140,12 +136,15 @@ class Joints:
         lands = (np.abs(landing) <= most) & (np.abs(landing + acceleration) <= change)
         exact = (np.abs(acceleration) <= most) & (np.abs(acceleration - self.acceleration) <= change)
         exact &= lands | (np.abs(landing) <= _KEEPS_UP * most)
-        acceleration = np.clip(acceleration, -most, most)
+        acceleration = np.minimum(np.maximum(acceleration, -most), most)
         way = self._stopping.ways(velocity, acceleration)
         exact &= self._stopping.keeps(self.position, wanted, velocity, way, self._bounds)
         if exact.all():
             return Move(wanted, velocity, acceleration, way, ~exact, wanted + way.distance, exact)
-        return self._merged(exact, self._move(wanted, velocity, acceleration, way, exact), self._best(wanted, pace))
+        best = self._best(wanted, pace)
+        if not exact.any():
+            return best
+        return self._merged(exact, self._move(wanted, velocity, acceleration, way, exact), best)
 
     def between(self, move: Move, shares: np.ndarray) -> list[Move]:
         """Moves between the step on the way to rest and a move that was offered; a share of 1 is the latter."""
@@ -182,7 +181,7 @@ class Joints:
             index = np.where(any_below, len(tried) - 1 - below[::-1].argmax(0), good.argmax(0))
             joints = np.arange(tried.shape[1])
             if not last:
-                other = np.clip(np.where(any_below, index + 1, index - 1), 0, len(tried) - 1)
+                other = np.minimum(np.maximum(np.where(any_below, index + 1, index - 1), 0), len(tried) - 1)
                 ends = tried[index, joints], tried[other, joints]
                 low, high = np.minimum(*ends), np.maximum(*ends)
         chosen = self._move(
@@ -192,7 +191,8 @@ class Joints:
             Ways(*(part[index, joints] for part in (tried, ways.brake, ways.hold, ways.distance))),
             np.zeros(len(joints), dtype=bool),
         )
-        return self._merged(good[index, joints], chosen, self.braked())
+        keeps = good[index, joints]
+        return chosen if keeps.all() else self._merged(keeps, chosen, self.braked())
 
     def _tried(self, accelerations: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, Ways, np.ndarray]:
         """Of accelerations (n, 7): themselves, velocities, positions, ways to rest, whether these keep the limits."""
@@ -215,14 +215,24 @@ class Joints:
 
     def _merged(self, first: np.ndarray, one: Move, other: Move) -> Move:
         """`one` of the joints `first`, `other` of the rest."""
+        return Move(
+            np.where(first, one.position, other.position),
+            np.where(first, one.velocity, other.velocity),
+            np.where(first, one.acceleration, other.acceleration),
+            _merged_ways(first, one.way, other.way),
+            np.where(first, one.keeps_on, other.keeps_on),
+            np.where(first, one.rest, other.rest),
+            np.where(first, one.exact, other.exact),
+        )
 
-        def pick(name: str, of: object = None) -> np.ndarray:
-            a, b = (one, other) if of is None else (one.way, other.way)
-            return np.where(first, getattr(a, name), getattr(b, name))
 
-        way = Ways(*(pick(name, "way") for name in ("acceleration", "brake", "hold", "distance")))
-        names = ("keeps_on", "rest", "exact")
-        return Move(pick("position"), pick("velocity"), pick("acceleration"), way, *(pick(name) for name in names))
+def _merged_ways(first: np.ndarray, one: Ways, other: Ways) -> Ways:
+    return Ways(
+        np.where(first, one.acceleration, other.acceleration),
+        np.where(first, one.brake, other.brake),
+        np.where(first, one.hold, other.hold),
+        np.where(first, one.distance, other.distance),
+    )
 
 
 def _row(ways: Ways, i: int) -> Ways:

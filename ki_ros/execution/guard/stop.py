@@ -145,14 +145,18 @@ class Stopping:
             p_turn = p_turn - h * h * (a * self._numbers + turned * self._squares)
             highest = np.maximum(highest, height(rising, p + h * self.turn * rising))
         drop = np.maximum(brake, 0.0) * h
+        fast = v_turn / scale + offset
         square = (drop / scale) ** 2 - slope * drop * h / 2
-        linear = -2 * (v_turn / scale + offset) * drop / scale + slope * h * (v_turn - drop / 2)
-        constant = (v_turn / scale + offset) ** 2 + slope * p_turn
-        vertex = np.clip(np.where(square < 0, -linear / np.where(square < 0, 2 * square, 1.0), 0.0), 0.0, hold)
+        linear = -2 * fast * drop / scale + slope * h * (v_turn - drop / 2)
+        constant = fast**2 + slope * p_turn
+        bent = square < 0
+        vertex = np.where(bent, -linear / np.where(bent, 2 * square, 1.0), 0.0)
+        vertex = np.minimum(np.maximum(vertex, 0.0), hold)
         held = np.maximum(*(constant + number * (linear + number * square) for number in (vertex, hold)))
-        last = np.maximum(v_turn - drop * hold, 0.0)
-        held = np.where(brake > 0, held, highest)
-        return np.maximum(highest, held) + slope * h * (self.end - 1) * last <= sides.ceiling
+        highest = np.maximum(highest, np.where(brake > 0, held, highest))
+        if not self._single:
+            highest = highest + slope * h * (self.end - 1) * np.maximum(v_turn - drop * hold, 0.0)
+        return highest <= sides.ceiling
 
 
 def _turned(values: np.ndarray, sign: np.ndarray) -> np.ndarray:

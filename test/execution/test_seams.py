@@ -1,0 +1,72 @@
+"""Faults at the seam between two chunks that other systems have had: none of them moves this arm.
+
+Two more are pinned where they belong: a slow first answer that poisons the estimate of the delay, and a commitment that
+is filled up with zeros, in `test_commitment.py`. Joint states and commands in another order than the robot's are in
+`test_executor_node.py`, whose arm always reports its joints backwards.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from execution_bench import DT
+from stream_checker import Stream
+
+from ki_ros.execution.executor import ExecutorOptions
+from ki_ros.execution.schedule import SCHEDULES
+from ki_ros.execution.state import State
+from ki_ros.rig import ActionSpace
+
+LATE = 0.2
+
+
+def checked(ticks) -> np.ndarray:
+    stream = Stream("panda", 0.01)
+    for _, tick in ticks:
+        stream.add(0.01, tick.positions, tick.velocities)
+    assert stream.violations() == []
+    return np.array([tick.positions for _, tick in ticks])
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "synchronous"])
+def test_a_chunk_that_finds_nothing_to_execute_does_not_make_the_arm_go_back(make_bench, name):
+    """Its first rows are for where the arm was when it was observed. The arm has moved since, to the end of the chunk
+    before, and to execute them because there is nothing else would draw it back."""
+    options = ExecutorOptions(schedule=name, open_loop_horizon=5, max_chunk_gap=2.0, chunk_gap_intervals=0)
+    bench = make_bench(options=options).start()
+    q, begin = bench.q.copy(), bench.now
+
+    def rows(observed: float) -> np.ndarray:
+        """Where the arm is to be: it goes on at 0.3 rad/s."""
+        times = observed + DT * np.arange(1, 16)
+        return np.column_stack([q + 0.3 * times[:, None], np.zeros(15)])
+
+    bench.chunk(rows(0.0)[:6], age=0.0, space=ActionSpace.JOINT_POSITION)
+    ticks = bench.run(0.45)
+    assert ticks[-1][1].state is State.HOLDING, "the rows of the first chunk are over"
+    observed = (bench.now - begin) / 1e9 - LATE
+    assert bench.chunk(rows(observed), age=LATE, space=ActionSpace.JOINT_POSITION, sequence=2) is None
+    ticks += bench.run(0.4)
+    positions = checked(ticks)
+    executing = [tick.step for _, tick in ticks if tick.observation_sequence == 2]
+    assert executing[0] == round(LATE / DT)
+    assert np.diff(positions, axis=0).min() >= -1e-12
+
+
+@pytest.mark.parametrize("name", ["latency_compensated", "rtc", "rtc_trained"])
+def test_relative_rows_mean_the_same_in_the_chunk_that_follows(make_bench, name):
+    """A row in joint_velocity space counts from where the arm is when it begins, and not from the observation of its
+    chunk. So a chunk that agrees with the one before goes on with the motion, whatever the arm has done meanwhile."""
+    bench = make_bench(options=ExecutorOptions(schedule=name)).start()
+    row = [0.2, -0.1, 0.1, 0.1, 0.2, 0.1, 0.2, 0.0]
+    bench.run(0.6, lambda b: b.chunk(row, age=0.1))
+    ticks = bench.run(1.0, lambda b: b.chunk(row, age=0.1))
+    steps = np.diff(checked(ticks), axis=0) / 0.01
+    expected = 0.2 * np.array(row[:7]) / DT
+    np.testing.assert_allclose(np.median(steps, axis=0), expected, rtol=0.1)
+    assert np.abs(steps - expected).max() < 0.35 * np.abs(expected).max()
+    # Somebody pushes the arm: it goes on from there, and is not taken back to where the chunk began.
+    bench.q = bench.q + 0.05
+    pushed = bench.q.copy()
+    after = checked(bench.run(0.5, lambda b: b.chunk(row, age=0.1)))
+    assert np.all((after[-1] - pushed) * np.sign(expected) > 0)
