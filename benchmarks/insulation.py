@@ -2,7 +2,7 @@
 """Knowledge insulation in closed loop: every checkpoint of a sweep's runs drives the simulated rig.
 
     benchmarks/insulation.py [--sweep config/sweep/reach_insulation.yaml] [--output DIR] [--task reach] [--episodes 40]
-                             [--seed 7] [--reached 0.5] [--workers N] [--picture FILE] [--json FILE]
+                             [--seed 7] [--reached 0.5] [--last] [--workers N] [--picture FILE] [--json FILE]
 
 All checkpoints meet the same scenes. The runs named `insulated` are driven twice: by the action expert, and as
 `FAST-only` by the tokens of their backbone. That is what training on the FAST loss alone gives, to the bit: with
@@ -10,7 +10,8 @@ insulation the flow loss has no gradient in the backbone, and each side's gradie
 
 Prints a table: success and following of the last checkpoints (all seeds' episodes together, with Wilson's 95 %
 interval, and the spread between seeds), the first step at which a seed's success is at least --reached, and the time
-of a training step. Draws success and following over steps. Goes on where it was stopped.
+of a training step. Draws success and following over steps. With --last only the last checkpoint of each run is driven.
+Goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def main() -> None:
         raise SystemExit(1)
     directory = sweep.output / "closed_loop" / f"{options.task.value}_{options.episodes}_{options.seed}"
     directory.mkdir(parents=True, exist_ok=True)
-    items = [item for run in runs for item in _items(run, directory)]
+    items = [item for run in runs for item in _items(run, directory, options.last)]
     missing = [item for item in items if not item[-1].is_file()]
     for _ in spread(
         partial(Drives, options.task, options.episodes, options.seed),
@@ -115,15 +116,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=40, help="of each checkpoint")
     parser.add_argument("--seed", type=int, default=7, help="of the scenes")
     parser.add_argument("--reached", type=float, default=0.5, help="success whose first step is reported")
+    parser.add_argument("--last", action="store_true", help="only the last checkpoint of each run")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--picture", type=Path, default=None)
     parser.add_argument("--json", type=Path, default=None)
     return parser.parse_args()
 
 
-def _items(run: Run, directory: Path) -> list[tuple[str, str, int, Path, bool, Path]]:
-    items = []
-    for step, path in checkpoints(run.directory).items():
+def _items(run: Run, directory: Path, last: bool) -> list[tuple[str, str, int, Path, bool, Path]]:
+    items, kept = [], checkpoints(run.directory)
+    for step, path in kept.items():
+        if last and step != max(kept):
+            continue
         items.append((run.point, run.name, step, path, False, directory / f"{run.name}_{step}.json"))
         if run.point in BACKBONE_OF:
             file = directory / f"{run.name}_{step}_backbone.json"
@@ -188,28 +192,41 @@ def _print(figures: dict[str, Any], options: argparse.Namespace) -> None:
 
 def _draw(figures: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharex=True, sharey=True, layout="constrained")
+    over_steps = any(len(values["curve"]) > 1 for values in figures.values())
     for panel, name in zip(panels, ("success", "following"), strict=True):
         for number, (point, values) in enumerate(figures.items()):
-            steps = list(values["curve"])
-            curve = [values["curve"][step][name] for step in steps]
-            colour = f"C{number}"
-            panel.plot(steps, [100 * c["share"] for c in curve], "o-", color=colour, label=point)
-            panel.fill_between(
-                steps,
-                [100 * c["interval"][0] for c in curve],
-                [100 * c["interval"][1] for c in curve],
-                color=colour,
-                alpha=0.12,
-            )
-        panel.set(xlabel="training steps", ylabel=f"{name} [%]", ylim=(0, 100))
+            (_draw_curve if over_steps else _draw_bar)(panel, number, point, values, name)
+        panel.set(ylabel=f"{name} [%]", ylim=(0, 100))
         panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=9)
+        if over_steps:
+            panel.set_xlabel("training steps")
+        else:
+            panel.set_xticks(range(len(figures)), list(figures), rotation=20)
+    if over_steps:
+        panels[0].legend(fontsize=9)
     panels[1].axhline(100 / BLOCKS, color="black", ls=":", lw=1)
     figure.suptitle(
         f"{options.task.value}: all seeds together, {options.episodes} episodes each, 95 % intervals", fontsize=11
     )
     figure.savefig(path, dpi=110, format="png")
     plt.close(figure)
+
+
+def _draw_curve(panel: Any, number: int, point: str, values: dict[str, Any], name: str) -> None:
+    steps = list(values["curve"])
+    curve = [values["curve"][step][name] for step in steps]
+    colour = f"C{number}"
+    panel.plot(steps, [100 * c["share"] for c in curve], "o-", color=colour, label=point)
+    low, high = ([100 * c["interval"][side] for c in curve] for side in (0, 1))
+    panel.fill_between(steps, low, high, color=colour, alpha=0.12)
+
+
+def _draw_bar(panel: Any, number: int, _point: str, values: dict[str, Any], name: str) -> None:
+    value = values["last"][name]
+    share = 100 * value["share"]
+    low, high = (abs(100 * bound - share) for bound in value["interval"])
+    panel.bar(number, share, 0.6, color=f"C{number}", alpha=0.5, yerr=[[low], [high]], capsize=4)
+    panel.plot([number] * len(value["seeds"]), [100 * seed for seed in value["seeds"]], "o", color="black", ms=4)
 
 
 if __name__ == "__main__":

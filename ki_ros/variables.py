@@ -18,8 +18,17 @@ def die_with_parent() -> None:
     parent = os.environ.get(DIE_WITH_PARENT, "")
     if not parent:
         return
+    end_with_parent(int(parent) if parent.isdigit() else 0)
+
+
+def end_with_parent(parent: int) -> None:
+    """Has SIGTERM sent to this process when its parent ends, however it does (Linux).
+
+    Args:
+        parent: its number, to notice that it has ended already; 0 or 1 where it is not known.
+    """
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    if parent.isdigit() and int(parent) > 1 and os.getppid() != int(parent):
+    if parent > 1 and os.getppid() != parent:
         # It ended before it could be watched.
         os.kill(os.getpid(), signal.SIGTERM)

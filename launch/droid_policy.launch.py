@@ -35,8 +35,8 @@ def _start(context):
 
 
 def _ended(event, context):
-    # A graph with a part missing is no graph: if one process ends, all end. The executor brings the arm to rest before it
-    # does. Where it is the executor that died, the controller decides: forward_velocity goes on (docs/controllers.md).
+    # A graph with a part missing is no graph: if one process ends, all end. The executor brings the arm to rest first;
+    # where it is the executor that died, the controller decides, and forward_velocity goes on (docs/controllers.md).
     reason = f"{event.process_name} ended with status {event.returncode}; everything is stopped"
     if event.returncode and not context.is_shutdown:
         # launch logs it, stops the other processes, and exits with 1. A Shutdown event would exit with 0.

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from ki_ros.commands.progress import progress_bar
+from ki_ros.variables import end_with_parent
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ def spread(
     count = min(workers or os.cpu_count() or 1, max(len(items), 1))
     # Spawned and not forked: a graphics context and threads of torch do not survive a fork.
     pool = ProcessPoolExecutor(
-        count, mp_context=multiprocessing.get_context("spawn"), initializer=_initialise, initargs=(make,)
+        count, mp_context=multiprocessing.get_context("spawn"), initializer=_initialise, initargs=(make, os.getpid())
     )
     try:
         with progress_bar(title, "{task.fields[last]}", console) as bar:
@@ -55,7 +56,9 @@ def spread(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _initialise(make: Callable[[], Any]) -> None:
+def _initialise(make: Callable[[], Any], parent: int) -> None:
+    # Killed, the parent cannot tell its workers to end.
+    end_with_parent(parent)
     # The first process decides what Ctrl-C means; the others finish the piece that they are at.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     global _state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -14,9 +15,12 @@ from ki_ros.nodes import topics
 PERIOD = 0.1
 """Time between two looks at the graph while commands are sent [s]."""
 
+LOOK_SECONDS = 5.0
+"""How long after its start a node may not know of all others: Fast DDS repeats what was lost of discovery after 3 s."""
+
 
 class SoleExecutor(execution.Executor):
-    """An executor that is not enabled while somebody has an objection.
+    """An executor that is not enabled while there is an objection.
 
     Attributes:
         objection: why commands must not be sent, with the remedy; None where they may.
@@ -25,8 +29,8 @@ class SoleExecutor(execution.Executor):
     objection: Callable[[], str | None] = staticmethod(lambda: None)
 
     def enable(self, now_ns: int) -> str | None:
-        """As of every executor; refused first of all for the objection."""
-        problem = None if self.enabled else self.objection()
+        """As of every executor; refused for the objection too."""
+        problem = None if self.enabled else self.measured.problem(now_ns) or self.objection()
         return super().enable(now_ns) if problem is None else problem
 
 
@@ -38,19 +42,24 @@ class Company:
     company, or without a controller, the executor is not enabled; and if it is when that happens, the arm is brought to
     rest as by the operator's stop, and then nothing is sent any more.
 
-    What counts is that there is another publisher, not that it sends: the first message would come too late.
+    What counts is that there is another publisher, not that it sends: the first message would come too late. And as two
+    nodes may not know of each other at first, nothing is enabled by hand in the first `LOOK_SECONDS` of a node.
 
     Args:
         node: the executor's; it has one publisher of the topic and one of the executor's status.
         executor: to be objected to.
         topic: of the arm's commands.
         now: the executor's clock [ns].
+        look: seconds from now for which there is an objection in any case.
     """
 
-    def __init__(self, node: Node, executor: SoleExecutor, topic: str, now: Callable[[], int]) -> None:
+    def __init__(
+        self, node: Node, executor: SoleExecutor, topic: str, now: Callable[[], int], look: float = LOOK_SECONDS
+    ) -> None:
         self._node, self._executor, self._now = node, executor, now
         self._topic = node.resolve_topic_name(topic)
         self._status_topic = node.resolve_topic_name(topics.EXECUTOR_STATUS)
+        self._looked = time.monotonic() + look
         self._leaving = False
         self._objected = ""
         executor.objection = self.objection
@@ -73,10 +82,14 @@ class Company:
                 )
                 # One of these is this node's own; of those that are left another may have its name.
                 found |= here - Counter([me])
-        return sorted(f"{space.rstrip('/')}/{name}" for space, name in found.elements())
+        return sorted(
+            # The name of a node may become known later than its publisher does.
+            "a node of unknown name" if "UNKNOWN" in name else f"{space.rstrip('/')}/{name}"
+            for space, name in found.elements()
+        )
 
-    def objection(self) -> str | None:
-        """Why commands must not be sent, and the remedy; None where they may."""
+    def problem(self) -> str | None:
+        """What is wrong on the topic of the arm's commands, and the remedy; None where all is well."""
         others = self.others()
         if others:
             return (
@@ -86,6 +99,12 @@ class Company:
         if self._node.count_subscribers(self._topic) == 0:
             return f"nobody takes the arm's commands on {self._topic}; start its controller"
         return None
+
+    def objection(self) -> str | None:
+        """Why it must not be enabled now, and the remedy; None where it may."""
+        left = self._looked - time.monotonic()
+        looking = f"it is still looking whether it is alone; enable it in {left:.1f} s" if left > 0 else None
+        return self.problem() or looking
 
     def after(self, tick: execution.Tick) -> None:
         """Ends commands where the arm has come to rest in spite of company; to be called after every tick."""
@@ -98,11 +117,11 @@ class Company:
             self._objected = ""
         if not self._executor.enabled or self._leaving:
             return
-        objection = self.objection()
-        if objection is None:
+        problem = self.problem()
+        if problem is None:
             return
-        self._objected, self._leaving = objection, True
+        self._objected, self._leaving = problem, True
         self._executor.stop(self._now())
         self._node.get_logger().error(
-            f"stopped: {objection}; then call {topics.RESET} and {topics.ENABLE}", throttle_duration_sec=1.0
+            f"stopped: {problem}; then call {topics.RESET} and {topics.ENABLE}", throttle_duration_sec=1.0
         )

@@ -29,7 +29,7 @@ from ki_ros.execution.schedule import SCHEDULES
 from ki_ros.execution.state import ChunkRefusal, Reason, State
 from ki_ros.execution.workspace import WorkspaceBox
 from ki_ros.nodes import stamps, topics
-from ki_ros.nodes.company import Company, SoleExecutor
+from ki_ros.nodes.company import LOOK_SECONDS, Company, SoleExecutor
 from ki_ros.nodes.controllers import ARMS, GRIPPERS
 from ki_ros.nodes.diagnostics import ERROR, OK, WARN, Diagnostics, Report
 from ki_ros.nodes.operator import OperatorInputs
@@ -266,7 +266,9 @@ class ExecutorNode(Node):
         self._status_publisher = self.create_publisher(msg.ExecutorStatus, topics.EXECUTOR_STATUS, topics.COMMAND_QOS)
         self._send_arm = ARMS[p.controller](self, self._executor)
         self._send_gripper = GRIPPERS[p.gripper_controller](self)
-        self._company = Company(self, self._executor, self._send_arm.topic, self._now)
+        # What is enabled at its start is no real arm.
+        look = 0.0 if p.enabled_at_start else LOOK_SECONDS
+        self._company = Company(self, self._executor, self._send_arm.topic, self._now, look)
 
     def _create_inputs(self) -> None:
         self._joint_states = subscribe_polled(self, JointState, self.parameters.joint_states_topic, _JOINT_STATE_QOS)
@@ -539,7 +541,7 @@ class ExecutorNode(Node):
             "subscribers": self._send_arm.subscribers,
             "others": ", ".join(self._company.others()),
         }
-        problem = self._company.objection()
+        problem = self._company.problem()
         if problem is not None:
             return Report(ERROR if values["others"] else WARN, problem, values)
         if rate < 0.95 * self.parameters.command_rate:

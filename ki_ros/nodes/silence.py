@@ -1,4 +1,4 @@
-"""Notices that the observation node has fallen silent: without observations the policy is blind, and says nothing of it."""
+"""Notices that the observation node has fallen silent: without it the policy is blind, and does not say so."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 
 import numpy as np
+import pytest
 from execution_bench import DT, MS
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -248,4 +249,4 @@ AnythingArrives.TestCase.settings = settings(
     stateful_step_count=40,
     suppress_health_check=list(HealthCheck),
 )
-TestAnythingArrives = AnythingArrives.TestCase
+TestAnythingArrives = pytest.mark.timeout(7200 if _FULL else 600)(AnythingArrives.TestCase)

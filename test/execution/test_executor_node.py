@@ -467,3 +467,45 @@ def test_a_leader_moves_the_arm(graph):
     g.until(lambda: g.last == (HOLDING, "stale_command"), "the hold")
     leader.publish(JointState(name=names[:3], position=[0.0] * 3))
     g.until(lambda: "is missing" in g.diagnostics.get("executor", {}).get("last_refusal", ""), "the refusal")
+
+
+def test_another_publisher_of_the_arms_commands_ends_them(graph):
+    """The arm is brought to rest, then nothing is sent, and nothing is enabled beside the other."""
+    g = graph(enabled_at_start=True, instruction="push").execute()
+    other = g.other.create_publisher(Float64MultiArray, "/forward_position_controller/commands", topics.COMMAND_QOS)
+    g.until(lambda: g.last == (DISABLED, "stopped"), "the end of commands")
+    assert not any(g.commands[-1].velocity)
+    g.spin(0.1)
+    count = len(g.sent)
+    g.spin(0.2)
+    assert len(g.sent) == count
+    g.until(lambda: "/other would" in g.diagnostics.get("commands", {}).get("message", ""), "the diagnostic")
+    assert g.levels["commands"] == b"\x02"
+    reset = g.other.create_client(Trigger, topics.RESET)
+    assert g.call(reset, Trigger.Request()).success
+    g.until(lambda: "/other would move the arm too" in g.enable().message, "the refusal")
+    g.other.destroy_publisher(other)
+    g.until(lambda: g.enable().success, "enabled")
+    g.execute()
+
+
+def test_nothing_is_enabled_without_a_controller(graph):
+    g = graph(controller="joint_impedance", enabled_at_start=True, instruction="push")
+    g.policy_on = True
+    g.until(lambda: "nobody takes" in g.diagnostics.get("commands", {}).get("message", ""), "the diagnostic")
+    assert g.levels["commands"] == b"\x01"
+    assert g.last[0] == DISABLED
+    assert not g.commands
+    g.until(lambda: "nobody takes the arm's commands on /target_joint" in g.enable().message, "the refusal")
+    controller = g.other.create_subscription(JointState, "/target_joint", lambda _: None, topics.COMMAND_QOS)
+    g.execute()
+    g.other.destroy_subscription(controller)
+    g.until(lambda: g.last == (DISABLED, "stopped"), "the end of commands")
+
+
+def test_an_executor_that_has_just_started_is_not_enabled_by_hand(graph):
+    """Another one may be there of which it has not been told yet."""
+    g = graph(instruction="push")
+    g.until(lambda: "looking whether it is alone" in g.enable().message, "a refusal")
+    assert not g.commands
+    g.until(lambda: g.enable().success, "enabled")

@@ -1,4 +1,4 @@
-"""Rigs for tests: they publish what the drivers would, follow the commands, and let each stream be stopped or frozen."""
+"""Rigs for tests: they publish what drivers would, follow the commands, and let each stream be stopped or frozen."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class FakeRig(Node):
     """Two cameras at 30 Hz and joint states at 100 Hz; the arm follows its commands with a time constant of 30 ms.
 
     Records every command and its velocities, every status of the executor, and when it came to publish joint states
-    itself. `streams` says what is published, `frozen` of which stream the last stamp is repeated, and `clock_offset` how
-    far the drivers' clock is from the system's [s].
+    itself. `streams` says what is published, `frozen` of which stream the last stamp is repeated, and `clock_offset`
+    how far the drivers' clock is from the system's [s].
     """
 
     def __init__(self, **options) -> None:
@@ -92,9 +92,7 @@ class FakeRig(Node):
         self._controller = self._create_controller()
 
     def _create_controller(self):
-        return self.create_subscription(
-            Float64MultiArray, ARM_COMMANDS, self._on_controller, topics.COMMAND_QOS
-        )
+        return self.create_subscription(Float64MultiArray, ARM_COMMANDS, self._on_controller, topics.COMMAND_QOS)
 
     @property
     def status(self) -> msg.ExecutorStatus | None:
@@ -156,37 +154,36 @@ class FakeRig(Node):
 class MovingRig(FakeRig):
     """A rig with a policy of its own, whose chunks swing every joint about where it stood first.
 
-    The policy answers whatever epoch is in force, while `policy_on`.
+    The policy answers whatever epoch is in force; `sequence` is the number of its last chunk.
     """
 
     def __init__(self, **options) -> None:
         super().__init__(**options)
-        self.policy_on = True
         self._middle = self.joints.copy()
-        self._sequence = 0
+        self.sequence = 0
         self._start_policy()
 
     def _start_policy(self) -> None:
         self.create_timer(CHUNK_PERIOD, self._publish_chunk)
 
     def _publish_chunk(self) -> None:
-        if self.epoch is None or not self.policy_on:
+        if self.epoch is None:
             return
-        self._sequence += 1
+        self.sequence += 1
         now_ns = self.now_ns()
         times = now_ns / stamps.NANOSECONDS + CHUNK_PERIOD * np.arange(15)
         rows = np.zeros((15, rig.NUM_JOINTS + 1))
         # A row is where the arm is to be at its end.
         rows[:, : rig.NUM_JOINTS] = self._middle + SWING * np.sin(SWING_RATE * (times[:, None] + CHUNK_PERIOD))
         chunk = msg.ActionChunk(action_space="joint_position", dt=CHUNK_PERIOD, horizon=15, action_dim=8)
-        chunk.observation_sequence, chunk.epoch = self._sequence, self.epoch.id
+        chunk.observation_sequence, chunk.epoch = self.sequence, self.epoch.id
         chunk.actions = array.array("f", rows.astype(np.float32).ravel().tobytes())
         chunk.header.stamp = stamps.to_message(now_ns)
         self.chunk_publisher.publish(chunk)
 
 
 class SteppedRig(MovingRig):
-    """A moving rig that publishes /clock, a step at a time: the next one when the executor has told what it did in this.
+    """A moving rig that publishes /clock, a step at a time: the next when the executor has told what it did in this.
 
     So the stamps of the commands are exactly the times that the executor reckoned with, however busy the machine is.
 

@@ -89,7 +89,8 @@ def holds(
 
 def note(fault: str, hold: Hold, recovery: str) -> None:
     """A row of the fault table."""
-    FAULTS.append({"fault": fault, "hold_s": hold.hold, "rest_s": hold.rest, "reason": hold.reason, "recovery": recovery})
+    times = {"hold_s": hold.hold, "rest_s": hold.rest}
+    FAULTS.append({"fault": fault, **times, "reason": hold.reason, "recovery": recovery})
 
 
 def in_time(hold: Hold, pause: float = 0.0, seen: str = "", noticed: float = 0.0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from rclpy.node import Node
 from ki_ros.commands.processes import Graph
 
 
-def send(name: str, number: signal.Signals) -> None:
-    """Sends a signal to the node of that name that this process has started.
+def send(name: str, number: signal.Signals) -> float:
+    """Sends a signal to the node of that name that this process has started; the time at which it did [s].
 
     SIGKILL: the node's last moment is that of the call, however long it takes to clear away what is left of it.
     """
-    os.kill(_process(f"ki_ros.nodes.{name}"), number)
+    process = _process(f"ki_ros.nodes.{name}")
+    now = time.time()
+    os.kill(process, number)
+    return now
 
 
 def revive(graph: Graph, name: str) -> None:
@@ -40,7 +44,7 @@ def _process(module: str) -> int:
 
 
 class Participant:
-    """A node in this process that has its context, and so its DDS participant, for itself; and a thread that spins it."""
+    """A node in this process with a context, and so a DDS participant, of its own; and a thread that spins it."""
 
     def __init__(self, domain: int, create: Callable[..., Node]) -> None:
         self._context = Context()

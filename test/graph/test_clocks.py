@@ -64,11 +64,9 @@ def swings(rig: Watching) -> bool:
 
 def observes(rig: Watching) -> bool:
     """Whether there was an observation just now, in the time that is."""
-    return bool(rig.observed) and rig.observed[-1].complete and abs(seconds(rig.observed[-1].header.stamp) - now(rig)) < 0.2
-
-
-def now(rig: Watching) -> float:
-    return rig.sim_ns / 1e9
+    if not rig.observed or not rig.observed[-1].complete:
+        return False
+    return abs(seconds(rig.observed[-1].header.stamp) - rig.sim_ns / 1e9) < 0.2
 
 
 @pytest.mark.parametrize("jump", [-10.0, -0.05, 0.3, 10.0])

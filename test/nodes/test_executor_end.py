@@ -24,7 +24,7 @@ from sensor_msgs.msg import JointState  # noqa: E402
 from std_msgs.msg import Float64MultiArray  # noqa: E402
 
 from ki_ros import msg  # noqa: E402
-from ki_ros.nodes import topics  # noqa: E402
+from ki_ros.nodes import stamps, topics  # noqa: E402
 from ki_ros.rig import PANDA, RESET_JOINT_POSITIONS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,11 +47,14 @@ class Arm:
         self.spinner = SingleThreadedExecutor(context=self.context)
         self.spinner.add_node(self.node)
         self.position, self.velocity = np.array(RESET_JOINT_POSITIONS), np.zeros(7)
+        self.then = time.monotonic()
         self.heard: list[np.ndarray] = []
+        self.stamps: list[float] = []
         self.epoch = self.sequence = 0
         self.states = self.node.create_publisher(JointState, "/joint_states", topics.SENSOR_QOS)
         self.chunks = self.node.create_publisher(msg.ActionChunk, topics.ACTION_CHUNK, topics.NEWEST_QOS)
         self.node.create_subscription(Float64MultiArray, VELOCITIES, self._on_velocities, QoSProfile(depth=1000))
+        self.node.create_subscription(JointState, topics.JOINT_COMMAND, self._on_command, QoSProfile(depth=1000))
         self.node.create_subscription(msg.Epoch, topics.EPOCH, self._on_epoch, topics.LATCHED_QOS)
         self.node.create_timer(0.01, self._move)
         self.node.create_timer(1 / 15, self._chunk)
@@ -86,11 +89,15 @@ class Arm:
         self.velocity = np.array(message.data)
         self.heard.append(self.velocity)
 
+    def _on_command(self, message: JointState) -> None:
+        self.stamps.append(stamps.from_message(message.header.stamp) / 1e9)
+
     def _on_epoch(self, message: msg.Epoch) -> None:
         self.epoch = message.id
 
     def _move(self) -> None:
-        self.position = self.position + 0.01 * self.velocity
+        then, self.then = self.then, time.monotonic()
+        self.position = self.position + (self.then - then) * self.velocity
         message = JointState(name=list(PANDA.joint_names), position=self.position.tolist())
         message.header.stamp = self.node.get_clock().now().to_msg()
         self.states.publish(message)
@@ -122,10 +129,22 @@ class Arm:
     ids=["SIGINT", "SIGTERM", "SIGINT twice"],
 )
 def test_the_arm_is_braked_and_told_zero_at_the_end(numbers):
+    for _ in range(5):
+        steps, pause = end_in_motion(numbers)
+        # An executor that did not get to run for five periods starts from rest again, on a machine that is busy.
+        if pause < 0.04:
+            # Braked rather than stopped dead: a joint's limit allows 0.15 to 0.2 rad/s in a period.
+            assert steps.max() < 0.3
+            return
+    pytest.skip("this machine is too busy to tell how the arm is braked")
+
+
+def end_in_motion(numbers) -> tuple[np.ndarray, float]:
+    """Ends the executor in motion: steps of the joint's velocity after that [rad/s], longest time between commands."""
     arm = Arm()
     try:
         arm.until(lambda: arm.fast, "motion")
-        before = len(arm.heard)
+        before, commands = len(arm.heard), len(arm.stamps)
         for number in numbers:
             arm.process.send_signal(number)
         arm.until(lambda: arm.process.poll() is not None, "the end of the process")
@@ -136,5 +155,4 @@ def test_the_arm_is_braked_and_told_zero_at_the_end(numbers):
     finally:
         arm.close()
     steps = np.abs(np.diff([velocity[6] for velocity in arm.heard[before - 1 :]]))
-    # Braked rather than stopped dead, which is more than a joint can: its limit allows 0.15 to 0.2 rad/s in a period.
-    assert steps.max() < 0.3
+    return steps, max(np.diff(arm.stamps[max(commands - 5, 0) :]), default=0.0)

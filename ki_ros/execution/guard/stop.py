@@ -58,6 +58,10 @@ class Stopping:
         self._half = (turn + end) / 2
         self._single = bool((turn == 1).all())
         self._end_weight = (end**2 - 1) / 3
+        if self._sides.slope is not None:
+            # A parabola through the hold's positions may pass them by this much between two of them.
+            between = h * h * limits.acceleration / 8
+            self._near_ceiling = self._sides.ceiling - self._sides.slope * between - _ROUNDING
 
     def ways(self, velocity: np.ndarray, acceleration: np.ndarray) -> Ways:
         """From velocities and accelerations (..., 7); the accelerations are within the limit."""
@@ -112,9 +116,18 @@ class Stopping:
         furthest = np.where(brake >= 0, distance, h * self.turn * rising)
         room = np.maximum(np.minimum(sides.position, bounds), sides.sign * before)
         good = (p + furthest <= room + 1e-12) & (peak <= sides.velocity)
-        if sides.slope is not None:
+        if sides.slope is not None and not self._far_from_curve(p + furthest, rising):
             good &= (rising == 0) | self._keeps_curve(p, v, a, brake, ways.hold[..., None, :], rising)
         return good.all(-2)
+
+    def _far_from_curve(self, furthest: np.ndarray, rising: np.ndarray) -> bool:
+        """Whether all of them keep the limit that depends on the position for sure: even with the highest velocity of
+        the way at its furthest position. Most motions do, and then nothing more needs to be looked at."""
+        sides = self._sides
+        if not self._single:
+            return False
+        height = (rising / sides.scale + sides.offset) ** 2 + sides.slope * furthest
+        return bool(((height <= self._near_ceiling) | (rising == 0)).all())
 
     def _keeps_curve(
         self, p: np.ndarray, v: np.ndarray, a: np.ndarray, brake: np.ndarray, hold: np.ndarray, rising: np.ndarray
