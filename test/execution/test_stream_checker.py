@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from fractions import Fraction
+
 import numpy as np
 import pytest
-from stream_checker import TABLE, Stream, at_one_kilohertz, velocity_interval, violations
+from stream_checker import TABLE, Stream, at_one_kilohertz, rounding, velocity_interval, violations
 
 from ki_ros.rig import ROBOTS
 
@@ -91,3 +94,24 @@ def test_what_happens_between_two_commands_is_found():
         "acceleration",
         "jerk",
     }
+
+
+def test_rounding_is_what_exact_arithmetic_says():
+    """Third differences of positions that are rounded lie as far from the exact ones as they are said to, at most."""
+    rng = np.random.default_rng(5)
+    times = np.cumsum(rng.uniform(1e-4, 1e-3, 200))
+    exact = [Fraction(float(t)) ** 2 * 7 + Fraction(3) for t in times]
+    positions = np.array([[float(q)] for q in exact])
+
+    def third(values) -> list[Fraction]:
+        t = [Fraction(float(x)) for x in times]
+        for order in (1, 2, 3):
+            values = [(b - a) * order / (t[i + order] - t[i]) for i, (a, b) in enumerate(itertools.pairwise(values))]
+        return values
+
+    rounded = third([Fraction(float(q)) for q in positions[:, 0]])
+    off = np.array([abs(float(a - b)) for a, b in zip(rounded, third(exact), strict=True)])
+    said = rounding(times, positions, 3)[:, 0]
+    assert np.all(off <= said)
+    # And it is no excuse for more than that.
+    assert (off / said).max() > 0.2
