@@ -37,6 +37,12 @@ class Reason(str, enum.Enum):
     STOPPED = "stopped"
     """The operator has stopped it. Ends with a reset, and then an enable."""
 
+    NOT_ALONE = "not_alone"
+    """Another node would move the arm too: stopped, as by the operator, and then disabled."""
+
+    NO_CONTROLLER = "no_controller"
+    """Nobody takes the arm's commands: stopped, as by the operator, and then disabled."""
+
     CONTACT = "contact"
     """A joint's effort was above the limit: stopped, as by the operator."""
 

@@ -10,6 +10,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
 from ki_ros.execution import executor as execution
+from ki_ros.execution.state import Reason
 from ki_ros.nodes import topics
 
 PERIOD = 0.1
@@ -121,7 +122,7 @@ class Company:
         if problem is None:
             return
         self._objected, self._leaving = problem, True
-        self._executor.stop(self._now())
+        self._executor.stop(self._now(), Reason.NOT_ALONE if self.others() else Reason.NO_CONTROLLER)
         self._node.get_logger().error(
             f"stopped: {problem}; then call {topics.RESET} and {topics.ENABLE}", throttle_duration_sec=1.0
         )

@@ -473,7 +473,7 @@ def test_another_publisher_of_the_arms_commands_ends_them(graph):
     """The arm is brought to rest, then nothing is sent, and nothing is enabled beside the other."""
     g = graph(enabled_at_start=True, instruction="push").execute()
     other = g.other.create_publisher(Float64MultiArray, "/forward_position_controller/commands", topics.COMMAND_QOS)
-    g.until(lambda: g.last == (DISABLED, "stopped"), "the end of commands")
+    g.until(lambda: g.last == (DISABLED, "not_alone"), "the end of commands")
     assert not any(g.commands[-1].velocity)
     g.spin(0.1)
     count = len(g.sent)
@@ -500,7 +500,7 @@ def test_nothing_is_enabled_without_a_controller(graph):
     controller = g.other.create_subscription(JointState, "/target_joint", lambda _: None, topics.COMMAND_QOS)
     g.execute()
     g.other.destroy_subscription(controller)
-    g.until(lambda: g.last == (DISABLED, "stopped"), "the end of commands")
+    g.until(lambda: g.last == (DISABLED, "no_controller"), "the end of commands")
 
 
 def test_an_executor_that_has_just_started_is_not_enabled_by_hand(graph):

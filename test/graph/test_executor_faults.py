@@ -161,7 +161,9 @@ def test_the_executor_is_suspended(swinging):
     starts_from_rest(last, [q for _, q in rig.commands[count:]], rig.velocities[count : len(rig.commands)])
 
 
-def leaves(rig: MovingRig, since: float, noticed: float = 0.0, check: Callable[[], object] = lambda: None) -> Hold:
+def leaves(
+    rig: MovingRig, since: float, reason: str, noticed: float = 0.0, check: Callable[[], object] = lambda: None
+) -> Hold:
     """How the executor ends its commands by itself: it brakes, and when it stands it sends nothing any more."""
 
     def left() -> float | None:
@@ -169,7 +171,7 @@ def leaves(rig: MovingRig, since: float, noticed: float = 0.0, check: Callable[[
         stamps = [
             seconds(status.header.stamp)
             for _, status in rig.statuses[-20:]
-            if status.reason == "stopped" and status.state == DISABLED
+            if status.reason == reason and status.state == DISABLED
         ]
         return next((stamp for stamp in stamps if stamp > since), None)
 
@@ -178,7 +180,7 @@ def leaves(rig: MovingRig, since: float, noticed: float = 0.0, check: Callable[[
     assert rig.commands[-1][0] < ended
     assert not rig.velocities[-1].any(), "it came to rest first"
     own = [(at, status) for at, status in list(rig.statuses) if status.reason != "disabled"]
-    hold = Hold("stopped", seconds_to_hold(own, since), seconds_to_rest(rig, since))
+    hold = Hold(reason, seconds_to_hold(own, since), seconds_to_rest(rig, since))
     in_time(hold, longest_pause(rig, since), noticed=noticed)
     return hold
 
@@ -188,7 +190,11 @@ def test_somebody_else_may_command_the_arm(swinging):
     since = time.time()
     other = rig.create_publisher(Float64MultiArray, ARM_COMMANDS, topics.COMMAND_QOS)
     try:
-        note("another publisher of the arm's commands", leaves(rig, since), "its end, then /reset and /enable")
+        note(
+            "another publisher of the arm's commands",
+            leaves(rig, since, "not_alone"),
+            "its end, then /reset and /enable",
+        )
         refused(rig, "/fake_rig would move the arm too")
     finally:
         rig.destroy_publisher(other)
@@ -208,7 +214,7 @@ def test_a_second_executor(swinging):
         wait(lambda: rig.count_publishers(topics.EXECUTOR_STATUS) > 1, "the second executor")
         told = len(rig.statuses)
         # All the while somebody presses enable, which both hear.
-        hold = leaves(rig, time.time(), DISCOVERY_SECONDS, check=rig.call_enable)
+        hold = leaves(rig, time.time(), "not_alone", DISCOVERY_SECONDS, check=rig.call_enable)
         note("a second executor (is not enabled)", hold, "the end of one, then /reset and /enable")
         # What an executor says that is enabled and has been told nothing.
         assert not any(status.reason == "no_instruction" for _, status in rig.statuses[told:])
@@ -226,7 +232,9 @@ def test_nobody_takes_the_commands(swinging):
     since = time.time()
     rig.remove_controller()
     try:
-        note("the arm's controller is gone", leaves(rig, since), "a controller, then /reset and /enable")
+        note(
+            "the arm's controller is gone", leaves(rig, since, "no_controller"), "a controller, then /reset and /enable"
+        )
         refused(rig, f"nobody takes the arm's commands on {ARM_COMMANDS}")
     finally:
         rig.restore_controller()
