@@ -21,6 +21,7 @@ from ki_ros.model.checkpoint import (
     resolve_config,
 )
 from ki_ros.model.config import KIConfig
+from ki_ros.model.engine import EngineError, make_engine, verify
 from ki_ros.model.inputs import InputError, PolicyInputs, collate_inputs
 from ki_ros.model.model import KIModel
 from ki_ros.model.normalize import NormStats
@@ -64,9 +65,10 @@ class Policy:
         num_steps: integration steps of an inference.
         seed: of the noise that inference starts from; None for a different one in each process.
         base_view: the exterior camera that the model sees.
+        engine: how inferences are computed, one of `ki_ros.model.engine.ENGINES`, or "auto".
 
     Raises:
-        PolicyError: parts that do not belong together.
+        PolicyError: parts that do not belong together, or an engine that this device cannot run.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Policy:
         num_steps: int = 10,
         seed: int | None = None,
         base_view: CameraRole = CameraRole.EXTERIOR_1,
+        engine: str = "auto",
     ) -> None:
         config = model.config
         if config.action_dim < STATE_DIM:
@@ -91,7 +94,10 @@ class Policy:
         self.model = model
         self.norm_stats = norm_stats
         self.tokenizer = tokenizer
-        self.num_steps = num_steps
+        try:
+            self.engine = make_engine(engine, model, num_steps)
+        except EngineError as error:
+            raise PolicyError(str(error)) from error
         self._generator = torch.Generator()
         if seed is None:
             self._generator.seed()
@@ -113,6 +119,7 @@ class Policy:
         action_space: str | ActionSpace | None = None,
         base_view: CameraRole = CameraRole.EXTERIOR_1,
         threads: int | None = None,
+        engine: str = "auto",
     ) -> Policy:
         """A policy from files.
 
@@ -125,7 +132,7 @@ class Policy:
             tokenizer: path of a sentencepiece model; by default beside the checkpoint, then what ships.
             device: torch device.
             dtype: "float32" or "bfloat16", to compute in.
-            num_steps, seed, base_view: see the class.
+            num_steps, seed, base_view, engine: see the class.
             action_space: for checkpoints that do not name theirs.
             threads: of torch on the CPU, for the whole process; None leaves them. A small model on cores that others
                 use too wants 1: threads that wait for each other make it slower by orders of magnitude.
@@ -183,7 +190,7 @@ class Policy:
                 "checkpoint %s: %.1f M parameters", checkpoint, sum(p.numel() for p in model.parameters()) / 1e6
             )
         model.requires_grad_(False)
-        return cls(model, stats, prompt_tokenizer, num_steps=num_steps, seed=seed, base_view=base_view)
+        return cls(model, stats, prompt_tokenizer, num_steps=num_steps, seed=seed, base_view=base_view, engine=engine)
 
     @property
     def config(self) -> KIConfig:
@@ -263,10 +270,21 @@ class Policy:
         self._generator.manual_seed(seed)
 
     def warm_up(self) -> float:
-        """One inference on black views, so that the first real one is not the slow one; the time it took [s].
+        """What is done once, so that the first real inference is not the slow one; the time of one that follows [s].
 
-        It draws no noise: a seeded policy gives the same chunks with it and without it.
+        The engine is compared with the reference. It draws no noise: a seeded policy gives the same chunks with it and
+        without it.
+
+        Raises:
+            PolicyError: the engine does not say what the model says.
         """
+        self.engine.prepare()
+        if self.engine.name != "reference":
+            try:
+                found = verify(self.engine, self.model)
+            except EngineError as error:
+                raise PolicyError(str(error)) from error
+            logger.info("engine %s: within %.1e of the reference", self.engine.name, found.largest)
         start = time.perf_counter()
         side = self.config.vision.image_size
         views = dict.fromkeys(self.required_views, np.zeros((side, side, 3), dtype=np.uint8))
@@ -296,9 +314,9 @@ class Policy:
     def _act(
         self, observation: Observation, noise: torch.Tensor | None, agreement: Mapping[str, Any] | None = None
     ) -> np.ndarray:
-        sampled = self.model.sample_actions(
-            observation, noise=noise, num_steps=self.num_steps, generator=self._generator, **(agreement or {})
-        )
+        if noise is None:
+            noise = torch.randn(1, self.horizon, self.config.action_dim, generator=self._generator)
+        sampled = self.engine.sample(observation, noise, **(agreement or {}))
         # Public checkpoints pad actions with zeros; the rig's values come first.
         return self.in_rig_units(sampled[0, :, :STATE_DIM].cpu().numpy())
 

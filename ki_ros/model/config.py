@@ -220,6 +220,16 @@ PRESETS = {
         action_horizon=15,
         max_token_len=200,
     ),
+    # Of the same proportions, for a small GPU or a patient CPU; no weights ship for it.
+    "ki_300m": KIConfig(
+        vision=VisionConfig(width=768, depth=12, heads=12, mlp=3072, image_size=224, patch_size=14),
+        language=LanguageConfig(width=1024, mlp=3072, depth=12, heads=8, kv_heads=1, head_dim=128, vocab_size=8192),
+        expert=ExpertConfig(width=512, mlp=2048),
+        action_dim=STATE_DIM,
+        action_horizon=15,
+        max_token_len=200,
+        fast_skip_tokens=128,
+    ),
     # The vocabulary is the shipped tokenizer's 1024 pieces, then room for 2048 FAST tokens and the 128 ids kept clear
     # above them.
     "ki_tiny": KIConfig(

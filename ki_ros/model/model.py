@@ -96,16 +96,29 @@ class KIModel(nn.Module):
             ValueError: noise, committed or guidance of another shape, both of the latter, more rows than the model was
                 trained with, num_steps below 1.
         """
-        shape = (observation.batch_size, self.config.action_horizon, self.config.action_dim)
         if noise is None:
+            shape = (observation.batch_size, self.config.action_horizon, self.config.action_dim)
             noise = torch.randn(shape, generator=generator, device=generator.device if generator else self.device)
-        _require_shape("noise", noise, shape)
+        self.validate_sampling(observation, noise, committed, guidance)
         cache = self.encode_prefix(observation, views_required=views_required)
         noise = noise.to(device=self.device, dtype=torch.float32)
 
         def velocity(x: Tensor, time: Tensor) -> Tensor:
             return self.velocity_from_cache(cache, x, time)
 
+        if committed is not None:
+            return self._go_on(velocity, noise, committed, num_steps)
+        if guidance is not None:
+            velocity = guided(velocity, guidance)
+        return integrate(velocity, noise, num_steps)
+
+    def validate_sampling(
+        self, observation: Observation, noise: Tensor, committed: Tensor | None, guidance: Guidance | None
+    ) -> None:
+        """Raises what `sample_actions` raises for its arguments, but for a row without a view."""
+        observation.validate(self.config)
+        shape = (observation.batch_size, self.config.action_horizon, self.config.action_dim)
+        _require_shape("noise", noise, shape)
         values = min(STATE_DIM, shape[2])
         if committed is not None:
             if guidance is not None:
@@ -117,11 +130,8 @@ class KIModel(nn.Module):
                     f"committed has {rows} rows; the model was trained to go on from up to "
                     f"{self.config.committed_rows} (committed_rows), so give no more, or guidance in their place"
                 )
-            return self._go_on(velocity, noise, committed, num_steps)
         if guidance is not None:
             _require_shape("guidance.target", guidance.target, (*shape[:2], values))
-            velocity = guided(velocity, guidance)
-        return integrate(velocity, noise, num_steps)
 
     def _go_on(self, velocity: Velocity, noise: Tensor, committed: Tensor, num_steps: int) -> Tensor:
         """Integrates with the first rows held at what is committed, at time 0: an action as it is."""

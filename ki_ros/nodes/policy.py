@@ -54,6 +54,11 @@ class Parameters:
     device: str = parameter("cpu", "torch device: cpu, cuda, cuda:1, ...")
     dtype: str = parameter("float32", "Compute type", choices=["float32", "bfloat16"])
     threads: int = parameter(0, "CPU threads of torch; 0: torch decides", low=0, high=256)
+    engine: str = parameter(
+        "auto",
+        "How inferences are computed; auto: fused on a CPU, graph on a GPU. docs/performance.md",
+        choices=["auto", "reference", "fused", "compiled", "graph"],
+    )
     num_steps: int = parameter(10, "Euler steps of flow matching", low=1, high=100)
     seed: int = parameter(-1, "Seed of the sampling noise; -1: another one each start", low=-1, high=2**31 - 1)
     autostart: bool = parameter(False, "Configure and activate at start, without a lifecycle manager")
@@ -148,6 +153,7 @@ class PolicyNode(LifecycleNode):
             device=values.device,
             dtype=values.dtype,
             num_steps=values.num_steps,
+            engine=values.engine,
             seed=None if values.seed < 0 else values.seed,
         )
         policy.warm_up()
@@ -156,7 +162,8 @@ class PolicyNode(LifecycleNode):
     def _describe(self, checkpoint: str) -> str:
         values = self.parameters
         name = checkpoint or values.checkpoint or f"{values.preset} (untrained)"
-        return f"{name} on {values.device} in {values.dtype}"
+        engine = "" if self._policy is None else f", engine {self._policy.engine.name}"
+        return f"{name} on {values.device} in {values.dtype}{engine}"
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Starts the inference thread."""

@@ -1,0 +1,126 @@
+"""The model's weights as the engines read them: projections of the same input are one matrix.
+
+Packing moves no weight twice: the model's own parameters become views of the packed ones, so that both cost the memory
+of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ki_ros.model.backbone import BackboneLayer
+from ki_ros.model.expert import ExpertLayer
+from ki_ros.model.layers import AttentionProjections, GatedMLP
+from ki_ros.model.model import KIModel
+
+
+@dataclass(frozen=True)
+class VisionWeights:
+    """A layer of SigLIP: gain and bias of both norms; query, key and value as one."""
+
+    norm1: tuple[Tensor, Tensor]
+    qkv: tuple[Tensor, Tensor]
+    out: tuple[Tensor, Tensor]
+    norm2: tuple[Tensor, Tensor]
+    up: tuple[Tensor, Tensor]
+    down: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """A layer of backbone or expert.
+
+    Attributes:
+        qkv: query, key and value, ((N + 2 K) * H, W).
+        out, gate_up, down: the other projections.
+        gains: of the two norms, 1 + weight, (W,) float32; None where they are modulated.
+    """
+
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+    gains: tuple[Tensor, Tensor] | None = None
+
+
+def vision_layers(model: KIModel) -> list[VisionWeights]:
+    """Of SigLIP."""
+    layers = []
+    for layer in model.paligemma_with_expert.backbone.vision_tower.vision_model.encoder.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        layers.append(
+            VisionWeights(
+                norm1=_affine(layer.layer_norm1),
+                qkv=(pack([p.weight for p in projections]), pack([p.bias for p in projections])),
+                out=_affine(attention.out_proj),
+                norm2=_affine(layer.layer_norm2),
+                up=_affine(mlp.fc1),
+                down=_affine(mlp.fc2),
+            )
+        )
+    return layers
+
+
+def backbone_layers(model: KIModel) -> list[LayerWeights]:
+    """Of the language backbone."""
+    return [_layer(layer) for layer in model.paligemma_with_expert.backbone.language_model.layers]
+
+
+def expert_layers(model: KIModel) -> list[LayerWeights]:
+    """Of the action expert."""
+    return [_layer(layer) for layer in model.paligemma_with_expert.expert.layers]
+
+
+def pack(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The parameters, one below the other; each becomes a view of its part. Packed before, they are only found."""
+    first = parameters[0].data
+    whole = _whole(parameters)
+    if whole is not None:
+        return whole
+    packed = torch.cat([parameter.data for parameter in parameters])
+    start = 0
+    for parameter in parameters:
+        parameter.data = packed[start : start + len(parameter)]
+        start += len(parameter)
+    assert packed.dtype == first.dtype
+    return packed
+
+
+def _whole(parameters: Sequence[nn.Parameter]) -> Tensor | None:
+    """What these are the parts of, in this order; None where they are not of one piece."""
+    first = parameters[0].data
+    pointer = first.data_ptr()
+    for parameter in parameters:
+        data = parameter.data
+        if (
+            data.data_ptr() != pointer
+            or not data.is_contiguous()
+            or data.untyped_storage().data_ptr() != (first.untyped_storage().data_ptr())
+        ):
+            return None
+        pointer += data.numel() * data.element_size()
+    shape = (sum(len(parameter) for parameter in parameters), *first.shape[1:])
+    return first.as_strided(shape, first.stride())
+
+
+def _layer(layer: BackboneLayer | ExpertLayer) -> LayerWeights:
+    attention: AttentionProjections = layer.self_attn
+    mlp: GatedMLP = layer.mlp
+    plain = isinstance(layer, BackboneLayer)
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    return LayerWeights(
+        qkv=pack([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]),
+        out=attention.o_proj.weight.data,
+        gate_up=pack([mlp.gate_proj.weight, mlp.up_proj.weight]),
+        down=mlp.down_proj.weight.data,
+        gains=tuple(1 + norm.weight.data.float() for norm in norms) if plain else None,
+    )
+
+
+def _affine(module: nn.Module) -> tuple[Tensor, Tensor]:
+    return module.weight.data, module.bias.data
