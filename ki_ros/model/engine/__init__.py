@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ki_ros.model.engine.check import BOUNDS, Deviation, compare, verify
+from ki_ros.model.engine.check import BOUNDS, Deviation, compare, random_input, verify
 from ki_ros.model.engine.compiled import CompiledEngine
 from ki_ros.model.engine.engine import Engine, EngineError, ReferenceEngine
 from ki_ros.model.engine.fused import FusedEngine
@@ -23,6 +23,7 @@ __all__ = [
     "ReferenceEngine",
     "compare",
     "make_engine",
+    "random_input",
     "verify",
 ]
 

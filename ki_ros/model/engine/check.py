@@ -15,7 +15,7 @@ from ki_ros.model.observation import Observation
 from ki_ros.rig import POLICY_SLOTS
 
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-"""Largest difference of a normalised action from the reference in the same dtype; actions span 2. Sums that are taken in
+"""Largest difference of a normalised action from the reference in the same dtype; actions span 2. Sums taken in
 another order differ by some units in the last place, and ten steps make more of them."""
 
 
