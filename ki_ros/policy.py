@@ -98,6 +98,8 @@ class Policy:
             self.engine = make_engine(engine, model, num_steps)
         except EngineError as error:
             raise PolicyError(str(error)) from error
+        self.engine_seconds = 0.0
+        """Of the last inference, what the engine took."""
         self._generator = torch.Generator()
         if seed is None:
             self._generator.seed()
@@ -316,9 +318,11 @@ class Policy:
     ) -> np.ndarray:
         if noise is None:
             noise = torch.randn(1, self.horizon, self.config.action_dim, generator=self._generator)
-        sampled = self.engine.sample(observation, noise, **(agreement or {}))
+        start = time.perf_counter()
         # Public checkpoints pad actions with zeros; the rig's values come first.
-        return self.in_rig_units(sampled[0, :, :STATE_DIM].cpu().numpy())
+        sampled = self.engine.sample(observation, noise, **(agreement or {}))[0, :, :STATE_DIM].cpu()
+        self.engine_seconds = time.perf_counter() - start
+        return self.in_rig_units(sampled.numpy())
 
     def in_rig_units(self, normalised: np.ndarray) -> np.ndarray:
         """Normalised actions (horizon, 8) as `infer` returns them. Raises PolicyError for one that is not finite."""

@@ -88,6 +88,8 @@ class PolicyNode(LifecycleNode):
         self._beyond_reported = 0
         self._description = ""
         self._inference_ms: deque[float] = deque(maxlen=300)
+        self._engine_ms: deque[float] = deque(maxlen=300)
+        self._node_ms: deque[float] = deque(maxlen=300)
         self._publisher = self.create_publisher(msg.ActionChunk, topics.ACTION_CHUNK, topics.NEWEST_QOS)
         self.create_subscription(msg.Epoch, topics.EPOCH, self._on_epoch, topics.LATCHED_QOS)
         self.create_subscription(msg.Observation, topics.OBSERVATION, self._on_observation, topics.NEWEST_QOS, raw=True)
@@ -337,10 +339,13 @@ class PolicyNode(LifecycleNode):
                 self._counts["other_policy"] += 1
                 return
             self._publisher.publish(message)
+        published = time.monotonic() - started
         self._agreement.sent(chunk, (self.get_clock().now().nanoseconds - stamp) / stamps.NANOSECONDS)
         self._counts["chunks"] += 1
         self._counts["agreeing"] += commitment is not None
         self._inference_ms.append(elapsed * 1e3)
+        self._engine_ms.append(policy.engine_seconds * 1e3)
+        self._node_ms.append((published - policy.engine_seconds) * 1e3)
 
     # -- diagnostics
 
@@ -349,8 +354,10 @@ class PolicyNode(LifecycleNode):
         values = {name: counts.get(name, 0) for name in _COUNTS}
         if self._policy is not None:
             values["policy"] = self._description
-        if latencies := list(self._inference_ms):
-            values["inference_ms_p50"], values["inference_ms_p99"] = map(float, np.percentile(latencies, (50, 99)))
+        # All that an inference takes; what of it is the engine's; and what the node adds until the chunk is sent.
+        for name, kept in (("inference", self._inference_ms), ("engine", self._engine_ms), ("node", self._node_ms)):
+            if times := list(kept):
+                values[f"{name}_ms_p50"], values[f"{name}_ms_p99"] = map(float, np.percentile(times, (50, 99)))
         if self._last_error:
             values["last_error"] = self._last_error
         errors = counts.get("refused", 0) + counts.get("failed", 0)
