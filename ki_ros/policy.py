@@ -232,12 +232,12 @@ class Policy:
             )
 
     def observe(self, views: Mapping[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> Observation:
-        """The model's observation, a batch of one on its device; arguments and errors as `infer`."""
+        """The model's observation, a batch of one on the CPU; arguments and errors as `infer`."""
         try:
             encoded = self.inputs.encode(views, state, instruction)
         except InputError as error:
             raise PolicyError(str(error)) from error
-        return collate_inputs([encoded], self.model.config).to(self.model.device)
+        return collate_inputs([encoded], self.model.config)
 
     def infer(
         self,
@@ -301,11 +301,11 @@ class Policy:
             return {}
         config = self.config
         actions = self.norm_stats.actions.normalize(commitment.actions[: config.action_horizon])
-        known = torch.as_tensor(actions, dtype=torch.float32, device=self.model.device)[None]
+        known = torch.as_tensor(actions, dtype=torch.float32)[None]
         if not trained:
             target = torch.nn.functional.pad(known, (0, 0, 0, config.action_horizon - known.shape[1]))
             weights = soft_mask(config.action_horizon, min(commitment.rows, known.shape[1]), known.shape[1])
-            return {"guidance": Guidance(target, weights.to(self.model.device))}
+            return {"guidance": Guidance(target, weights)}
         if commitment.rows > config.committed_rows:
             raise PolicyError(
                 f"the arm is committed to {commitment.rows} rows, and the model was trained to go on from up to "

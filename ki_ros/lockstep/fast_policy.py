@@ -45,5 +45,6 @@ class FASTPolicy:
 
     def infer(self, views: Mapping[CameraRole, np.ndarray], state: np.ndarray, instruction: str) -> np.ndarray | None:
         """As `Policy.infer`; None where they have no end."""
-        actions = self._decoder(self._policy.observe(views, state, instruction))[0]
+        observation = self._policy.observe(views, state, instruction).to(self._policy.model.device)
+        actions = self._decoder(observation)[0]
         return None if actions is None else self._policy.in_rig_units(actions.numpy())

@@ -34,6 +34,10 @@ class Guidance:
     weights: Tensor
     max_weight: float = MAX_WEIGHT
 
+    def to(self, device: torch.device) -> Guidance:
+        """The same on another device."""
+        return Guidance(self.target.to(device), self.weights.to(device), self.max_weight)
+
     def __post_init__(self) -> None:
         if self.target.dim() != 3 or self.weights.shape != self.target.shape[1:2]:
             raise ValueError(

@@ -33,7 +33,11 @@ class Engine(Protocol):
         committed: Tensor | None = None,
         guidance: Guidance | None = None,
     ) -> Tensor:
-        """`KIModel.sample_actions` of that many steps, for an observation of one row, within the engine's `BOUNDS`."""
+        """`KIModel.sample_actions` of that many steps, for an observation of one row, within the engine's `BOUNDS`.
+
+        Everything may be on the CPU or on the model's device. An engine on a GPU is faster if it is on the CPU: it then
+        knows what is there without waiting for the device.
+        """
 
 
 class ReferenceEngine:
@@ -56,7 +60,14 @@ class ReferenceEngine:
         guidance: Guidance | None = None,
     ) -> Tensor:
         """See `Engine`; any number of rows."""
+        device = self.model.device
+        if guidance is not None:
+            guidance = guidance.to(device)
         with torch.no_grad():
             return self.model.sample_actions(
-                observation, noise=noise, num_steps=self.num_steps, committed=committed, guidance=guidance
+                observation.to(device),
+                noise=noise,
+                num_steps=self.num_steps,
+                committed=committed,
+                guidance=guidance,
             )

@@ -84,11 +84,11 @@ class FusedEngine:
     ) -> Tensor:
         """See `Engine`. Errors are those of `KIModel.sample_actions`, and ObservationError for more than one row."""
         self.model.validate_sampling(observation, noise, committed, guidance)
-        images, tokens = self._inputs(observation)
+        images, tokens = (tensor.to(self.model.device) for tensor in self._inputs(observation))
         prefix = self.encode(images, *self._padded(tokens))
         x = noise[0].to(device=images.device, dtype=torch.float32)
         if guidance is not None:
-            return self._guided(prefix, x, guidance)[None]
+            return self._guided(prefix, x, guidance.to(x.device))[None]
         if committed is None:
             return self.integrate(prefix, x)[None]
         given = torch.zeros_like(x)
