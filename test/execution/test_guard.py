@@ -384,3 +384,20 @@ def test_the_checkers_own_table_is_used():
         ride.tick(MIDDLE["panda"] + 1.0, measured=MIDDLE["panda"] + 1.0)
     assert "velocity" in {violation.kind for violation in ride.stream.violations()}
     assert violations("panda", np.arange(4.0), np.tile(MIDDLE["panda"], (4, 1))) == []
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+@pytest.mark.parametrize("first", [0.05, 0.5, 0.97, 0.985])
+def test_a_motion_that_is_wanted_at_an_early_tick(name, first):
+    """Even ticks after one that came early are resampled at 1 kHz like all even ticks."""
+    ride = Ride(guard_at(ROBOTS[name], MIDDLE[name], PERIOD), name)
+    for _ in range(4):
+        ride.tick(MIDDLE[name])
+    rest, early = len(ride.commands), PERIOD * first
+    ride.guard.follow(MIDDLE[name] + 0.2, ride.guard.decided, early)
+    assert np.array_equal(ride.guard.decided, MIDDLE[name]) == (first < 0.98)
+    ride.stream = Stream(name, PERIOD)
+    for _ in range(60):
+        ride.tick(MIDDLE[name] + 0.2)
+    assert np.abs(np.array(ride.commands[rest:])[-1] - MIDDLE[name] - 0.2).max() < 1e-9
+    assert ride.stream.violations() == []
