@@ -64,8 +64,8 @@ class Guard:
 
     A tick that comes late moves the arm by one period's motion, and one that comes early by the time that has passed.
     Motion begins with a tick that is not early. So ticks that come evenly are where the spline's pieces meet, and who
-    draws a cubic through two commands, of position and velocity, draws the spline. In the midst of its pieces that cubic
-    could exceed an acceleration of the spline by up to 29 %.
+    draws a cubic through two commands, of position and velocity, draws the spline. In the midst of its pieces it could
+    exceed an acceleration of the spline by up to 29 %.
 
     Tracking: no joint is led further from its measured position than `max_tracking_error`, and an arm that is blocked
     is not pushed ever harder. Each joint by itself.
