@@ -39,7 +39,7 @@ class Commitment:
             raise ValueError(f"rows is {self.rows}; expected 0 to {len(self.actions)}")
 
 
-def commit(executing: ActionChunk, stamp: int, delay: float) -> Commitment | None:
+def commit(executing: ActionChunk, stamp: int, delay: float, shift: float = 0.0) -> Commitment | None:
     """What an arm that executes a chunk is committed to.
 
     Rows past the chunk's end are not made up: padding with zeros would mean the data's mean pose to a policy.
@@ -48,19 +48,21 @@ def commit(executing: ActionChunk, stamp: int, delay: float) -> Commitment | Non
         executing: the chunk that is in force until the answer comes.
         stamp: of the observation that will be answered [ns].
         delay: until the answer is expected [s].
+        shift: how much later than meant the chunk is executed [s].
 
     Returns:
         None where nothing is left of the chunk, or where it is not older than the observation.
 
     Raises:
-        ValueError: a delay that is negative or not finite.
+        ValueError: a delay or a shift that is negative or not finite.
     """
-    if not 0 <= delay < math.inf:
-        raise ValueError(f"delay is {delay} s; expected a finite time, 0 or more")
-    shift = round((stamp - executing.stamp) / (executing.dt * _NANOSECONDS))
-    if stamp <= executing.stamp or shift >= executing.horizon:
+    for name, seconds in (("delay", delay), ("shift", shift)):
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"{name} is {seconds} s; expected a finite time, 0 or more")
+    over = round(((stamp - executing.stamp) / _NANOSECONDS - shift) / executing.dt)
+    if stamp <= executing.stamp or over >= executing.horizon:
         return None
-    left = executing.actions[shift:]
+    left = executing.actions[max(0, over) :]
     # A row that has begun when the answer comes counts: it is not taken back.
     return Commitment(left, min(math.ceil(delay / executing.dt - _ROUNDING), len(left)))
 

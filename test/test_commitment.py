@@ -46,6 +46,20 @@ def test_nothing_is_made_up():
     assert commit(executing(10**9), 10**9, 0.1) is None
 
 
+def test_a_chunk_that_is_executed_later_than_meant():
+    """Row k is executed at the stamp + shift + k * dt."""
+    stamp, shift = 10**12, 3.2 * DT
+    for observed_at in (3.3, 5.0, 9.6):
+        commitment = commit(executing(stamp), stamp + round(observed_at * DT * 1e9), 2 * DT, shift)
+        expected = [k for k in range(15) if shift / DT + k >= observed_at - 0.5]
+        assert commitment.actions[:, 0].tolist() == expected
+        assert commitment.rows == 2
+    # Before it begins, all of it lies ahead.
+    assert len(commit(executing(stamp), stamp + round(DT * 1e9), 2 * DT, shift).actions) == 15
+    with pytest.raises(ValueError, match="shift is -1"):
+        commit(executing(stamp), stamp + 1, 0.1, -1.0)
+
+
 @pytest.mark.parametrize("delay", [-0.1, float("nan"), float("inf")])
 def test_a_delay_that_is_none_is_refused(delay):
     with pytest.raises(ValueError, match="delay is"):

@@ -102,6 +102,7 @@ class Tick:
             doing what it does, so that nothing is dropped by enabling.
         observation_sequence: of the chunk that is executed; 0 otherwise.
         step: the chunk's row; -1 otherwise.
+        shift: how much later than meant the chunk's rows are executed [s].
         interventions: what the guard changed.
     """
 
@@ -113,6 +114,7 @@ class Tick:
     gripper: float | None = None
     observation_sequence: int = 0
     step: int = -1
+    shift: float = 0.0
     interventions: tuple[Intervention, ...] = ()
 
 
@@ -123,6 +125,10 @@ class Executor:
     stamp is [ns], measured by the caller in the clock that the stamp was made with; a jump of that clock thus makes
     what comes next look old or future, but not what is already here. If the caller's own clock goes back, everything
     that was received is forgotten and the arm is held.
+
+    Motion from rest begins with a chunk's row 0: if the arm has stood still since the observation, none of the rows is
+    over, however long the policy thought. The chunk is executed that much later than its stamps say, which ticks tell
+    (`Tick.shift`). A chunk that was observed in motion begins with the row whose time has come.
 
     To hold is to bring the arm to rest as soon as the guard's limits allow and to keep it there. After any fault
     nothing of the chunks from before it is executed: motion begins again with a chunk that comes after.
@@ -176,6 +182,8 @@ class Executor:
         self._last_reason = Reason.NONE
         self._observed_ns: int | None = None
         self._blind_ns: int | None = None
+        self._rests_since_ns: int | None = None
+        self._shifted = (0, 0)
         self._sent = np.zeros(NUM_JOINTS)
         self._gripper: float | None = None
         self._step: Step | None = None
@@ -212,6 +220,7 @@ class Executor:
             return problem
         self._enabled = True
         self._enable_pending = False
+        self._rests_since_ns = now_ns
         self._sent = self.measured.positions.copy()
         self.guard.reset(self._sent)
         self._gripper = None
@@ -282,8 +291,15 @@ class Executor:
             self._observed_ns = now_ns - age_ns
             self._fault = None
             self.watchdog.feed(now_ns)
-            self._schedule.offer(chunk, now_ns - age_ns)
+            self._schedule.offer(chunk, self._meant_from(now_ns, now_ns - age_ns, chunk.observation_sequence))
         return refusal
+
+    def _meant_from(self, now_ns: int, observed_ns: int, sequence: int) -> int:
+        """When a chunk's row 0 is to be executed: when it was observed, or now where the arm has been at rest since."""
+        if self._rests_since_ns is None or observed_ns < self._rests_since_ns:
+            return observed_ns
+        self._shifted = (sequence, max(0, now_ns - observed_ns))
+        return max(now_ns, observed_ns)
 
     def receive_invalid_chunk(self, now_ns: int, epoch: int, error: ChunkError) -> ChunkRefusal:
         """Takes notice of a message that could not be made into a chunk: the policy is broken, and the arm is held.
@@ -353,6 +369,10 @@ class Executor:
                 self._teleoperation.release()
             guarded = self.guard.stop(dt)
         self._sent = guarded.positions
+        if reason is Reason.NONE or guarded.velocities.any():
+            self._rests_since_ns = None
+        elif self._rests_since_ns is None:
+            self._rests_since_ns = now_ns
         return self._decided(self._tick(reason, guarded))
 
     def _start_from_rest(self) -> None:
@@ -375,6 +395,8 @@ class Executor:
 
     def _tick(self, reason: Reason, guarded: Guarded) -> Tick:
         step = self._step if reason is Reason.NONE else None
+        shifted, shift_ns = self._shifted
+        shift = shift_ns / NANOSECONDS if step is not None and step.observation_sequence == shifted else 0.0
         return Tick(
             State.EXECUTING if reason is Reason.NONE else State.HOLDING,
             reason,
@@ -384,6 +406,7 @@ class Executor:
             self._gripper,
             0 if step is None else step.observation_sequence,
             -1 if step is None else step.row,
+            shift,
             guarded.interventions,
         )
 
@@ -456,6 +479,7 @@ class Executor:
                 self._teleoperation.forget()
             self._observed_ns = None
             self._blind_ns = None
+            self._rests_since_ns = None
             self._tick_ns = None
             self._forget_chunks()
         self._now_ns = now_ns

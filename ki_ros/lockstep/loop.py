@@ -138,7 +138,7 @@ class Lockstep:
         command = rig.joint_positions.copy()
         waiting: tuple[int, ActionChunk] | None = None
         latest: ActionChunk | None = None
-        moving = False
+        tick: Tick | None = None
         exposures = observations = exposed_ns = asked = 0
         # The pictures of the first observation are taken before it.
         end_ms = round(seconds * 1e3) + self._phase_ms
@@ -158,10 +158,11 @@ class Lockstep:
                 if listener is not None:
                     # The joint state that an observation has is the newest that was published.
                     listener.on_observation(now_ns, exposed_ns)
+                moving = tick is not None and tick.state is State.EXECUTING
                 due = not moving if self._schedule == "synchronous" else observations >= asked
                 if due and waiting is None:
                     asked = observations + self._replan
-                    commitment = None if latest is None else commit(latest, now_ns, self._latency_ms / 1e3)
+                    commitment = self._commitment(latest, now_ns, tick)
                     actions = act(Observed(now_ns, dict(views), _state(rig), command, commitment))
                     if actions is not None:
                         step = 1.0 / CONTROL_HZ
@@ -175,7 +176,6 @@ class Lockstep:
             if ms % COMMAND_MS == 0:
                 executor.receive_joint_state(now_ns, 0, rig.joint_positions)
                 tick = executor.tick(now_ns)
-                moving = tick.state is State.EXECUTING
                 if tick.positions is not None:
                     command = tick.positions
                     rig.command(tick.positions, tick.gripper)
@@ -183,6 +183,13 @@ class Lockstep:
                     listener.on_tick(now_ns, tick)
             rig.step_count(1)
         return executor
+
+    def _commitment(self, latest: ActionChunk | None, now_ns: int, tick: Tick | None) -> Commitment | None:
+        """What the arm will do from now on, by the chunk that came last; None at rest."""
+        if latest is None or tick is None or tick.state is not State.EXECUTING:
+            return None
+        begun = tick.observation_sequence == latest.observation_sequence
+        return commit(latest, now_ns, self._latency_ms / 1e3, tick.shift if begun else 0.0)
 
 
 def _state(rig: SimulatedRig) -> np.ndarray:

@@ -49,7 +49,8 @@ class Agreement:
             return None
         if time.monotonic() - self._sent_at > _SETTLED and status.observation_sequence != sent.observation_sequence:
             return None
-        return commit(sent, stamp, self._delay.seconds)
+        shift = status.shift if status.observation_sequence == sent.observation_sequence else 0.0
+        return commit(sent, stamp, self._delay.seconds, shift)
 
 
 def within(commitment: Commitment, rows: int) -> Commitment:

@@ -455,6 +455,7 @@ class ExecutorNode(Node):
             epoch=tick.epoch,
             observation_sequence=tick.observation_sequence,
             step=tick.step,
+            shift=tick.shift,
             schedule=self.parameters.schedule,
             interventions=[intervention.value for intervention in tick.interventions],
         )

@@ -70,3 +70,42 @@ def test_relative_rows_mean_the_same_in_the_chunk_that_follows(make_bench, name)
     pushed = bench.q.copy()
     after = checked(bench.run(0.5, lambda b: b.chunk(row, age=0.1)))
     assert np.all((after[-1] - pushed) * np.sign(expected) > 0)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_motion_from_rest_begins_with_row_0_however_long_the_policy_thought(make_bench, name):
+    """Nothing has been executed since the observation: to skip rows would make the arm leap to where it is not yet."""
+    if name == "temporal_ensemble":
+        options = ExecutorOptions(schedule=name, ensemble_decay=0.0)
+    else:
+        options = ExecutorOptions(schedule=name)
+    bench = make_bench(options=options).start()
+    bench.run(0.5)
+    rows = np.column_stack([bench.q + 0.08 * np.arange(1, 16)[:, None] * np.ones(7), np.zeros(15)])
+    assert bench.chunk(rows, age=0.3, space=ActionSpace.JOINT_POSITION) is None
+    ticks = bench.run(4 * DT)
+    checked(ticks)
+    steps = [tick.step for _, tick in ticks if tick.state is State.EXECUTING]
+    assert sorted(set(steps)) == [0, 1, 2, 3]
+    assert ticks[5][1].shift == pytest.approx(0.3, abs=0.001)
+    # What is observed in motion begins with the row whose time has come, and not later than meant.
+    more = rows + 0.08 * 4
+    bench.run(0.2, lambda b: b.chunk(more, age=0.1, space=ActionSpace.JOINT_POSITION, sequence=2))
+    _, after = bench.ticks[-1]
+    if after.observation_sequence == 2:
+        assert after.step > 0
+        assert after.shift == 0.0
+
+
+def test_what_was_observed_before_the_arm_came_to_rest_begins_where_its_time_has_come(make_bench):
+    """Also if the arm stands by the time that it arrives."""
+    bench = make_bench(options=ExecutorOptions(max_chunk_gap=2.0, chunk_gap_intervals=0)).start()
+    row = [0.2] * 7 + [0.0]
+    bench.chunk(row, age=0.0, rows=5)
+    ticks = bench.run(0.5)
+    moving = [now for now, tick in ticks if tick.velocities.any()]
+    rest = (bench.now - moving[-1]) / 1e9
+    assert rest > 0.05
+    bench.chunk(row, age=rest + 0.1, sequence=2)
+    tick = bench.tick()
+    assert (tick.step, tick.shift) == (round((rest + 0.1) / DT), 0.0)

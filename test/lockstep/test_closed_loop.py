@@ -145,9 +145,11 @@ def test_one_policy_thinks_about_one_observation_at_a_time(rig):
     assert np.diff(times).min() >= 0.2e9
     assert np.diff(times).max() <= 0.27e9
     assert asked[0][1] is None
-    # 0.2 s are three rows, and three or four of the fifteen have gone by when the next observation is made.
+    # 0.2 s are three rows, and three or four of the fifteen are over when the next observation is made; of the first
+    # chunk, which began with row 0 when it came, one at most.
     assert {commitment.rows for _, commitment in asked[1:]} == {3}
-    assert {len(commitment.actions) for _, commitment in asked[1:]} <= {11, 12}
+    assert len(asked[1][1].actions) in (14, 15)
+    assert {len(commitment.actions) for _, commitment in asked[2:]} <= {11, 12}
 
 
 def test_whoever_stops_to_think_is_asked_at_rest(rig):

@@ -42,6 +42,14 @@ def test_the_arm_is_committed_to_what_it_does_until_the_answer_comes(agreement: 
     np.testing.assert_array_equal(commitment.actions[:, 0], np.arange(2.0, 15.0))
 
 
+def test_a_chunk_that_began_late_is_as_much_behind(agreement: Agreement) -> None:
+    commitment = agreement.commitment(STAMP + 3 * PERIOD, EPOCH, status(shift=2 / 15))
+    np.testing.assert_array_equal(commitment.actions[:, 0], np.arange(1.0, 15.0))
+    # The shift is that of the chunk that is executed, and not of the one that was sent after it.
+    commitment = agreement.commitment(STAMP + 3 * PERIOD, EPOCH, status(shift=2 / 15, observation_sequence=2))
+    np.testing.assert_array_equal(commitment.actions[:, 0], np.arange(3.0, 15.0))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
