@@ -3,7 +3,7 @@
 
     benchmarks/inference.py [--preset ki_300m | --checkpoint DIR] [--device cpu] [--dtype float32] [--views 2]
                             [--prompt-tokens 64] [--steps 10] [--engines reference fused ...] [--rounds 15]
-                            [--threads N] [--inputs 0] [--real DROID] [--picture FILE] [--json FILE]
+                            [--threads N] [--inputs 0] [--real DROID] [--soak 0] [--picture FILE] [--json FILE]
 
 All sides have the same weights and inputs, batch 1, and take turns in this process. A preset has untrained weights.
 
@@ -15,7 +15,9 @@ All sides have the same weights and inputs, batch 1, and take turns in this proc
 - floor: the arithmetic of vision and prefill at the rate of this machine's best matrix product, and of each step the
   larger of that and its weights, keys and values at the rate of its memory. Both rates are measured first.
 - error: of each engine's actions against the reference in float32, on random inputs (--inputs) and on as many steps of
-  real DROID episodes (--real).
+  real DROID episodes (--real);
+- soak: so many calls of the best engine with changing prompts, and cameras that drop out and come back: memory before
+  and after, and captured graphs.
 """
 
 from __future__ import annotations
@@ -85,6 +87,7 @@ def main() -> None:
         "ratio_to_openpi_like": median["openpi_like"] / median[best],
         "ratio_to_floor": 1e3 * median[best] / floor["total_ms"],
         "errors": errors_of(policy, options),
+        "soak": soak(engines[best], policy, options.soak),
         "device": _name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -279,6 +282,30 @@ def _real(policy: Policy, directory: Path, count: int) -> Any:
             yield observation, random_input(policy.config, 1, 1, policy.model.device, int(step))[1]
 
 
+# Many calls
+
+
+def soak(engine: Any, policy: Policy, calls: int) -> dict[str, float]:
+    """Memory and graphs after a tenth of the calls, and after all."""
+    if not calls:
+        return {}
+    device, config = policy.model.device, policy.config
+    seen: dict[str, float] = {}
+    for n in range(calls):
+        if n == calls // 10:
+            seen |= {"memory_mib_before": _memory(device), "graphs_before": getattr(engine, "captures", 0)}
+        tokens, views = 1 + n * 37 % config.max_token_len, 1 if n % 9 == 0 else 2
+        engine.sample(*random_input(config, tokens, views, seed=n))
+    return seen | {"memory_mib_after": _memory(device), "graphs_after": getattr(engine, "captures", 0), "calls": calls}
+
+
+def _memory(device: torch.device) -> float:
+    """What this process has of the device's memory [MiB]; on a CPU, resident."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**20
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 # What is shown
 
 
@@ -316,6 +343,11 @@ def show(figures: dict[str, Any], options: argparse.Namespace) -> None:
                 row = f"{error['inputs']} {kind}", f"{error['largest']:.1e}", f"{error['rms']:.1e}"
                 table.add_row(name, *row)
         console.print(table)
+    if found := figures["soak"]:
+        console.print(
+            f"{found['calls']} calls: {found['memory_mib_before']:.0f} MiB and {found['graphs_before']} graphs after a "
+            f"tenth of them, {found['memory_mib_after']:.0f} MiB and {found['graphs_after']} graphs after all"
+        )
     console.print(
         f"{figures['device']}, {figures['threads']} threads, {floor['rate_gflops']:.0f} Gflop/s, "
         f"{floor['bandwidth_gbs']:.0f} GB/s; {options.rounds} rounds; "
@@ -372,6 +404,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="of torch on the CPU; 0: its own choice")
     parser.add_argument("--inputs", type=int, default=0, help="inputs of each kind on which errors are measured")
     parser.add_argument("--real", type=Path, default=None, help="directory of DROID episodes with pictures")
+    parser.add_argument("--soak", type=int, default=0, help="calls with changing prompts and views")
     parser.add_argument("--picture", type=Path, default=None, help="draw the figures to this file")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args()
