@@ -5,8 +5,9 @@
                           [--delays 0 0.05 0.1 0.2 0.3] [--schedules ...] [--output DIR] [--picture FILE] [--json FILE]
 
 All cells meet the same scenes, in lockstep: the delay is simulated time, whatever this machine's speed is. Prints, for
-each schedule and delay: success with Wilson's interval of 95 %, the median time of the successes, the largest change of
-a joint's commanded velocity where chunks meet, and the commands' root-mean-square jerk. Goes on where it was stopped.
+each schedule and delay: success with Wilson's interval of 95 %, the median time of the successes, the change of a
+joint's commanded velocity where chunks meet (the mean, a median over the episodes; and the largest of all), and the
+commands' root-mean-square jerk. Goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ console = Console()
 PANELS = (
     ("success_rate", "success [%]", 100.0),
     ("seconds_median", "time to finish, median [s]", 1.0),
-    ("seam_step_largest", "largest step at a seam [rad/s]", 1.0),
+    ("seam_step_mean_median", "step at a seam, mean [rad/s]", 1.0),
     ("rms_jerk_median", "jerk, root mean square [rad/s³]", 1.0),
 )
 
@@ -114,7 +115,7 @@ def _options() -> argparse.Namespace:
 
 
 def _print(figures: list[dict[str, Any]]) -> None:
-    table = Table("schedule", "delay", "n", "success", "time", "step at seams", "jerk")
+    table = Table("schedule", "delay", "n", "success", "time", "step at seams, mean", "largest", "jerk")
     for row in figures:
         low, high = row["success_interval"]
         seconds = row["seconds_median"]
@@ -124,6 +125,7 @@ def _print(figures: list[dict[str, Any]]) -> None:
             str(row["episodes"]),
             f"{100 * row['success_rate']:.0f} % ({100 * low:.0f} to {100 * high:.0f})",
             "" if seconds is None else f"{seconds:.2f} s",
+            f"{row['seam_step_mean_median']:.3f} rad/s",
             f"{row['seam_step_largest']:.2f} rad/s",
             f"{row['rms_jerk_median']:.0f} rad/s³",
         )

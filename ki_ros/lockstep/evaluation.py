@@ -55,7 +55,8 @@ class Result:
         interventions: ticks in which the guard changed the command.
         holds: how often the arm was held, by reason.
         refused: observations that the policy had no actions for.
-        seam_step, rms_jerk: of its commands, see `Smoothness` [rad/s], [rad/s^3].
+        seam_step, seam_step_mean: largest and mean of its `Smoothness.seam_steps` [rad/s]; 0 without a seam.
+        rms_jerk: of its commands [rad/s^3].
     """
 
     task: str
@@ -71,6 +72,7 @@ class Result:
     holds: dict[str, int]
     refused: int
     seam_step: float = 0.0
+    seam_step_mean: float = 0.0
     rms_jerk: float = 0.0
 
 
@@ -133,6 +135,7 @@ class Evaluator:
         executor = Lockstep(rig, replan=self._replan, latency=self._latency, phase=phase, schedule=self._schedule).run(
             act, policy.action_space, layout.task.seconds, watch=watch, listener=smoothness
         )
+        seams = smoothness.seam_steps
         return Result(
             task=layout.task.value,
             seed=layout.seed,
@@ -146,7 +149,8 @@ class Evaluator:
             interventions=sum(executor.interventions.values()),
             holds=dict(executor.holds),
             refused=refused,
-            seam_step=smoothness.seam_step,
+            seam_step=float(seams.max(initial=0.0)),
+            seam_step_mean=float(seams.mean()) if len(seams) else 0.0,
             rms_jerk=smoothness.rms_jerk,
         )
 
@@ -197,5 +201,6 @@ def _figures(results: Sequence[Result]) -> dict[str, Any]:
         "seconds_median": float(np.median(seconds)) if seconds else None,
         "closest_median": float(np.median([r.closest for r in results])) if count else None,
         "seam_step_largest": max(r.seam_step for r in results) if count else None,
+        "seam_step_mean_median": float(np.median([r.seam_step_mean for r in results])) if count else None,
         "rms_jerk_median": float(np.median([r.rms_jerk for r in results])) if count else None,
     }

@@ -23,19 +23,18 @@ class Smoothness(Listener):
             self._chunks.append(tick.observation_sequence if tick.state is State.EXECUTING else 0)
 
     @property
-    def seam_step(self) -> float:
-        """Largest change of a joint's commanded velocity from one command to the next [rad/s], where chunks meet: the
-        one that one of them begins with, and the two after it. 0 where none follows another."""
+    def seam_steps(self) -> np.ndarray:
+        """At each seam, where a chunk follows another, the largest change of a joint's commanded velocity from one
+        command to the next [rad/s]: of the one that the chunk begins with, and the two after it. (seams,)"""
         velocity = np.diff(np.array(self._positions), axis=0) / (COMMAND_MS / 1e3)
         if len(velocity) < 2:
-            return 0.0
+            return np.zeros(0)
         step = np.abs(np.diff(velocity, axis=0)).max(axis=1)
         chunks = np.array(self._chunks)
         # Command k + 2 ends the interval that step k leads into.
         begins = np.flatnonzero((chunks[1:] != chunks[:-1]) & (chunks[1:] > 0) & (chunks[:-1] > 0)) + 1
-        near = np.unique((begins[:, None] - 2 + np.arange(3)).ravel())
-        near = near[(near >= 0) & (near < len(step))]
-        return float(step[near].max()) if len(near) else 0.0
+        near = (begins[:, None] - 2 + np.arange(3)).clip(0, len(step) - 1)
+        return step[near].max(axis=1)
 
     @property
     def rms_jerk(self) -> float:

@@ -28,10 +28,16 @@ def test_the_jerk_of_a_sine_is_that_of_its_third_derivative():
 def test_a_change_of_velocity_counts_where_chunks_meet(at):
     positions = np.where(np.arange(len(T)) < 50, 0.0, 0.2 * (T - T[49]))
     smoothness = listened(positions, [1] * at + [2] * (len(T) - at))
-    assert smoothness.seam_step == pytest.approx(0.2 if at == 50 else 0.0, abs=1e-9)
+    assert smoothness.seam_steps == pytest.approx([0.2 if at == 50 else 0.0], abs=1e-9)
 
 
 def test_a_beginning_and_a_hold_are_no_seams():
     positions = np.where(np.arange(len(T)) < 50, 0.0, 0.2 * (T - T[49]))
-    assert listened(positions, [0] * 50 + [1] * 50).seam_step == 0.0
-    assert listened(positions[:1], [1]).seam_step == listened(positions[:3], [1] * 3).rms_jerk == 0.0
+    assert len(listened(positions, [0] * 50 + [1] * 50).seam_steps) == 0
+    assert len(listened(positions[:1], [1]).seam_steps) == listened(positions[:3], [1] * 3).rms_jerk == 0.0
+
+
+def test_each_seam_counts():
+    positions = np.where(np.arange(len(T)) < 50, 0.0, 0.2 * (T - T[49]))
+    steps = listened(positions, [1] * 2 + [2] * 48 + [3] * (len(T) - 50)).seam_steps
+    assert steps == pytest.approx([0.0, 0.2], abs=1e-9)

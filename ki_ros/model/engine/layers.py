@@ -31,10 +31,10 @@ def backbone_layer(
 ) -> Tensor:
     """A layer of the backbone: x (T, W) -> (T, W). Writes its keys and values (T, K, H)."""
     assert weights.gains is not None
-    normed = (rms_normalize(x) * weights.gains[0]).to(x.dtype)
+    normed = rms_normalize(x, weights.gains[0]).to(x.dtype)
     queries = _project(normed, weights.qkv, rotary, keys, values)
     x = x + F.linear(attend(queries, keys, values, mask), weights.out)
-    normed = (rms_normalize(x) * weights.gains[1]).to(x.dtype)
+    normed = rms_normalize(x, weights.gains[1]).to(x.dtype)
     return x + gated_mlp(normed, weights.gate_up, weights.down)
 
 
@@ -43,7 +43,7 @@ def last_backbone_layer(
 ) -> None:
     """The last layer of the backbone, of which only keys and values (T, K, H) are read."""
     assert weights.gains is not None
-    normed = (rms_normalize(x) * weights.gains[0]).to(x.dtype)
+    normed = rms_normalize(x, weights.gains[0]).to(x.dtype)
     kv = F.linear(normed, weights.qkv[-2 * keys.shape[1] * keys.shape[2] :])
     k, v = kv.view(len(x), 2, *keys.shape[1:]).unbind(1)
     keys.copy_(rotate(k, *rotary))

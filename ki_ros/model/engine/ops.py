@@ -12,10 +12,9 @@ from torch import Tensor
 from ki_ros.model.layers import NORM_EPS, ROPE_THETA
 
 
-def rms_normalize(x: Tensor) -> Tensor:
-    """x / rms(x) over the last dimension, float32."""
-    x = x.float()
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
+def rms_normalize(x: Tensor, gain: Tensor | None = None) -> Tensor:
+    """x / rms(x) over the last dimension, times a gain (W,) float32; float32."""
+    return F.rms_norm(x.float(), x.shape[-1:], gain, NORM_EPS)
 
 
 def rotary_table(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
