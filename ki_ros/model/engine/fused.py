@@ -16,6 +16,7 @@ from ki_ros.model.engine import layers
 from ki_ros.model.engine.modulation import Modulation, modulation
 from ki_ros.model.engine.ops import rms_normalize, rotary_table
 from ki_ros.model.engine.packed import backbone_layers, expert_layers, vision_layers
+from ki_ros.model.engine.product import can_block
 from ki_ros.model.flow import sample_times
 from ki_ros.model.model import KIModel
 from ki_ros.model.observation import Observation, ObservationError
@@ -44,10 +45,12 @@ class FusedEngine:
 
     Against the model as it is written down: projections of the same input are one product; times and what they do to
     the norms are computed once for all calls; keys and values of the prefix are written where the expert reads them and
-    never copied; nothing is masked, for tokens that may not be seen are not there; no batch dimension.
+    never copied; nothing is masked, for tokens that may not be seen are not there; there is no batch dimension; on a
+    CPU, weights lie as it multiplies fastest, which is a copy of them.
 
     Args:
-        model: in evaluation mode; its parameters become views of packed ones, of the same values.
+        model: in evaluation mode; its parameters become views of packed ones, of the same values. They must not change
+            as long as the engine is used.
         num_steps: of the integration.
         bucket: prompts are padded to a multiple of so many tokens, which are masked; 1 for no padding.
     """
@@ -58,9 +61,10 @@ class FusedEngine:
         self.model, self.num_steps, self.bucket = model, num_steps, bucket
         self._config = model.config
         self._backbone = model.paligemma_with_expert.backbone
-        self._vision = vision_layers(model)
-        self._language = backbone_layers(model)
-        self._expert = expert_layers(model)
+        blocked = can_block([*model.parameters()])
+        self._vision = vision_layers(model, blocked)
+        self._language = backbone_layers(model, blocked)
+        self._expert = expert_layers(model, blocked)
         self._dtype = model.paligemma_with_expert.expert.dtype
         self._times = sample_times(num_steps)
         self._step = torch.tensor(-1.0 / num_steps, dtype=torch.float32).item()

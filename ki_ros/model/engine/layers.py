@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ki_ros.model.engine.ops import attend, gated_mlp, rms_normalize, rotate
 from ki_ros.model.engine.packed import LayerWeights, VisionWeights
+from ki_ros.model.engine.product import Product
 
 VISION_NORM_EPS = 1e-6
 
@@ -18,12 +19,12 @@ VISION_NORM_EPS = 1e-6
 def vision_layer(x: Tensor, weights: VisionWeights, heads: int) -> Tensor:
     """A layer of SigLIP: x (V, P, W) -> (V, P, W)."""
     width = (x.shape[-1],)
-    qkv = F.linear(F.layer_norm(x, width, *weights.norm1, VISION_NORM_EPS), *weights.qkv)
+    qkv = weights.qkv(F.layer_norm(x, width, *weights.norm1, VISION_NORM_EPS))
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    x = x + F.linear(attended, *weights.out)
-    hidden = F.gelu(F.linear(F.layer_norm(x, width, *weights.norm2, VISION_NORM_EPS), *weights.up), approximate="tanh")
-    return x + F.linear(hidden, *weights.down)
+    x = x + weights.out(attended)
+    hidden = F.gelu(weights.up(F.layer_norm(x, width, *weights.norm2, VISION_NORM_EPS)), approximate="tanh")
+    return x + weights.down(hidden)
 
 
 def backbone_layer(
@@ -33,7 +34,7 @@ def backbone_layer(
     assert weights.gains is not None
     normed = rms_normalize(x, weights.gains[0]).to(x.dtype)
     queries = _project(normed, weights.qkv, rotary, keys, values)
-    x = x + F.linear(attend(queries, keys, values, mask), weights.out)
+    x = x + weights.out(attend(queries, keys, values, mask))
     normed = rms_normalize(x, weights.gains[1]).to(x.dtype)
     return x + gated_mlp(normed, weights.gate_up, weights.down)
 
@@ -44,8 +45,7 @@ def last_backbone_layer(
     """The last layer of the backbone, of which only keys and values (T, K, H) are read."""
     assert weights.gains is not None
     normed = rms_normalize(x, weights.gains[0]).to(x.dtype)
-    kv = F.linear(normed, weights.qkv[-2 * keys.shape[1] * keys.shape[2] :])
-    k, v = kv.view(len(x), 2, *keys.shape[1:]).unbind(1)
+    k, v = weights.qkv(normed).view(len(x), 2, *keys.shape[1:]).unbind(1)
     keys.copy_(rotate(k, *rotary))
     values.copy_(v)
 
@@ -71,16 +71,16 @@ def expert_layer(
     normed = torch.addcmul(shift, rms_normalize(x), gain).to(x.dtype)
     start = len(keys) - len(x)
     queries = _project(normed, weights.qkv, rotary, keys[start:], values[start:])
-    x = torch.addcmul(x, F.linear(attend(queries, keys, values, mask), weights.out), gate)
+    x = torch.addcmul(x, weights.out(attend(queries, keys, values, mask)), gate)
     gain, shift, gate = mlp
     normed = torch.addcmul(shift, rms_normalize(x), gain).to(x.dtype)
     return torch.addcmul(x, gated_mlp(normed, weights.gate_up, weights.down), gate)
 
 
-def _project(x: Tensor, qkv: Tensor, rotary: tuple[Tensor, Tensor], keys: Tensor, values: Tensor) -> Tensor:
+def _project(x: Tensor, qkv: Product, rotary: tuple[Tensor, Tensor], keys: Tensor, values: Tensor) -> Tensor:
     """Rotated queries (L, N, H) of x (L, W); writes keys and values (L, K, H)."""
     kv_heads, head_dim = keys.shape[1:]
-    heads = F.linear(x, qkv).view(len(x), -1, head_dim)
+    heads = qkv(x).view(len(x), -1, head_dim)
     rotated = rotate(heads[:, :-kv_heads], *rotary)
     keys.copy_(rotated[:, -kv_heads:])
     values.copy_(heads[:, -kv_heads:])

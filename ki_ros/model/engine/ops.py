@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ki_ros.model.engine.product import Product
 from ki_ros.model.layers import NORM_EPS, ROPE_THETA
 
 
@@ -53,7 +54,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
     return out.view(kv_heads, length, group, head_dim).transpose(0, 1).reshape(length, -1)
 
 
-def gated_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def gated_mlp(x: Tensor, gate_up: Product, down: Product) -> Tensor:
     """`down(gelu_tanh(gate(x)) * up(x))` of x (L, W); gate and up are one matrix."""
-    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
-    return F.linear(F.gelu(gate, approximate="tanh") * up, down)
+    gate, up = gate_up(x).chunk(2, dim=-1)
+    return down(F.gelu(gate, approximate="tanh") * up)
