@@ -19,7 +19,8 @@ class CompiledEngine(FusedEngine):
     name = "compiled"
 
     def __init__(self, model: KIModel, num_steps: int, *, bucket: int = 1) -> None:
-        super().__init__(model, num_steps, bucket=bucket)
+        # The compiler does not know the blocked layout.
+        super().__init__(model, num_steps, bucket=bucket, blocked=False)
         self._vision_layer = torch.compile(layers.vision_layer, fullgraph=True)
         self._backbone_layer = torch.compile(layers.backbone_layer, fullgraph=True, dynamic=True)
         self._expert_layer = torch.compile(layers.expert_layer, fullgraph=True, dynamic=True)

@@ -53,15 +53,16 @@ class FusedEngine:
             as long as the engine is used.
         num_steps: of the integration.
         bucket: prompts are padded to a multiple of so many tokens, which are masked; 1 for no padding.
+        blocked: whether weights may be copied into the CPU's own layout, where there is one and memory for it.
     """
 
     name = "fused"
 
-    def __init__(self, model: KIModel, num_steps: int, *, bucket: int = 1) -> None:
+    def __init__(self, model: KIModel, num_steps: int, *, bucket: int = 1, blocked: bool = True) -> None:
         self.model, self.num_steps, self.bucket = model, num_steps, bucket
         self._config = model.config
         self._backbone = model.paligemma_with_expert.backbone
-        blocked = can_block([*model.parameters()])
+        blocked = blocked and can_block([*model.parameters()])
         self._vision = vision_layers(model, blocked)
         self._language = backbone_layers(model, blocked)
         self._expert = expert_layers(model, blocked)

@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 _SHARE = 0.5
 """Of the memory that is available, how much of it copies of the weights may take."""
 
+_SMALL = 2**18
+"""Values of a weight below which the plain product is the faster one."""
+
 
 @dataclass(frozen=True)
 class Product:
@@ -43,8 +46,9 @@ class Product:
 
 def product(weight: Tensor, rows: int, bias: Tensor | None = None, *, blocked: bool) -> Product:
     """A product that will mostly be taken with so many rows; `blocked` as `can_block` says."""
-    layout = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if blocked else None
-    return Product(weight, bias, layout)
+    if not blocked or weight.numel() < _SMALL:
+        return Product(weight, bias)
+    return Product(weight, bias, torch.ops.mkldnn._reorder_linear_weight(weight, rows))
 
 
 def can_block(parameters: list[Tensor]) -> bool:
