@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from ki_ros.model.engine import random_input
+from ki_ros.model.engine.modulation import modulation
 from ki_ros.model.rtc import Guidance, guided, soft_mask
+from ki_ros.policy import Policy
+from ki_ros.share import find_share
 
 BATCH, HORIZON, VALUES = 2, 5, 8
 
@@ -121,3 +125,35 @@ def test_what_cannot_guide_is_refused(target, weights, largest, message) -> None
 def test_guidance_of_another_shape_is_refused(small_model, make_observation) -> None:
     with pytest.raises(ValueError, match=r"guidance.target has shape \(1, 5, 8\)"):
         small_model.sample_actions(make_observation(), guidance=Guidance(torch.zeros(1, 5, 8), torch.zeros(5)))
+
+
+@pytest.mark.parametrize("time", [0.9, 0.5, 0.2])
+def test_the_pull_on_the_policy_that_ships_is_its_gradient(time: float) -> None:
+    """As the engine computes it, against central differences along random directions."""
+    policy = Policy.load(checkpoint=find_share("models", "ki_tiny"), engine="fused", threads=1)
+    engine, horizon = policy.engine, policy.horizon
+    observation, _ = random_input(policy.config, 40, 2)
+    tokens = observation.tokenized_prompt[observation.tokenized_prompt_mask]
+    with torch.no_grad():
+        prefix = engine.encode(torch.cat(list(observation.images.values())), tokens)
+    at = modulation(policy.model, time)
+    x, target, weights = normal(5, 1, horizon, VALUES), normal(6, 1, horizon, VALUES), soft_mask(horizon, 3, 10)
+
+    def velocity(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return engine.velocity(prefix, x[0], at)[None]
+
+    def distance(x: torch.Tensor) -> float:
+        with torch.no_grad():
+            apart = target - (x - time * velocity(x, None))
+        return 0.5 * float((weights[:, None] * apart.double() ** 2).sum())
+
+    strength = (time**2 + (1 - time) ** 2) / (time * (1 - time))
+    guidance = Guidance(target, weights, max_weight=100.0)
+    with torch.no_grad():
+        free = velocity(x, None)
+    pull = -(guided(velocity, guidance)(x, torch.tensor([time])) - free) / strength
+    assert pull[0, 10:].abs().max() > 0, "rows influence each other"
+    for seed in range(8):
+        direction = normal(10 + seed, 1, horizon, VALUES)
+        slope = (distance(x + 1e-2 * direction) - distance(x - 1e-2 * direction)) / 2e-2
+        assert -float((pull * direction).sum()) == pytest.approx(slope, rel=2e-3, abs=2e-3)
