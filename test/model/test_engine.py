@@ -18,8 +18,10 @@ from ki_ros.model.engine import (
     ENGINES,
     EngineError,
     FusedEngine,
+    GraphEngine,
     ReferenceEngine,
     compare,
+    layers,
     make_engine,
     verify,
 )
@@ -182,6 +184,48 @@ def test_names(model):
         make_engine("tensorrt", model, STEPS)
     with pytest.raises(EngineError, match="'graph' needs a CUDA device, and the model is on cpu"):
         make_engine("graph", model, STEPS)
+
+
+class Rerun(GraphEngine):
+    """A graph engine without a GPU: what would be captured is run again, on the same tensors."""
+
+    def __init__(self, model, num_steps):
+        super().__init__(model, num_steps)
+        self._vision_layer, self._backbone_layer = layers.vision_layer, layers.backbone_layer
+        self._expert_layer = layers.expert_layer
+
+    @staticmethod
+    def _require_device(device):
+        pass
+
+    def _record(self, run):
+        with torch.no_grad():
+            actions = run()
+
+        def replay():
+            actions.copy_(run())
+
+        return replay, actions
+
+
+def test_what_a_graph_reads_and_writes(small_config):
+    """All but the capture itself: buckets, their tensors, and that nothing is left of the call before."""
+    model = make_model(dataclasses.replace(small_config, committed_rows=3, max_token_len=40))
+    engine = Rerun(model, STEPS)
+    engine.prepare()
+    captures = engine.captures
+    assert captures == 4, "prompts to 32 and to 40 tokens, each with and without commitment"
+    generator = torch.Generator().manual_seed(3)
+    for n, tokens in enumerate((40, 1, 33, 32, 12, 40)):
+        observation, noise = random_input(model.config, tokens, 2, seed=n)
+        committed = torch.randn(1, n % 4, 8, generator=generator)
+        guidance = Guidance(torch.randn(1, 5, 8, generator=generator), soft_mask(5, 2, 4))
+        for how in ({}, {"committed": committed}, {"guidance": guidance}):
+            expected = model.sample_actions(observation, noise=noise, num_steps=STEPS, **how)
+            torch.testing.assert_close(engine.sample(observation, noise, **how), expected, atol=FLOAT32, rtol=0)
+    assert engine.captures == captures
+    engine.sample(*random_input(model.config, 5, 1))
+    assert engine.captures == captures + 1, "another number of views"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,16 +24,16 @@ _WARM_UPS = 3
 
 @dataclass(frozen=True)
 class _Captured:
-    """A graph, and the tensors that it reads and writes."""
+    """How to run a graph, and the tensors that it reads and writes."""
 
-    graph: torch.cuda.CUDAGraph
+    replay: Callable[[], None]
+    actions: Tensor
     images: Tensor
     tokens: Tensor
     count: Tensor
     noise: Tensor
     given: Tensor
     free: Tensor
-    actions: Tensor
 
 
 class GraphEngine(CompiledEngine):
@@ -52,8 +53,7 @@ class GraphEngine(CompiledEngine):
     name = "graph"
 
     def __init__(self, model: KIModel, num_steps: int, *, expected: int = 2) -> None:
-        if model.device.type != "cuda":
-            raise EngineError(f"engine 'graph' needs a CUDA device, and the model is on {model.device}; use 'fused'")
+        self._require_device(model.device)
         super().__init__(model, num_steps, bucket=BUCKET)
         self._expected = expected
         self._captured: dict[tuple[int, int, bool], _Captured] = {}
@@ -97,7 +97,7 @@ class GraphEngine(CompiledEngine):
             captured.given.zero_()
             captured.given[:rows, :values].copy_(committed[0], non_blocking=True)
             captured.free.copy_(torch.arange(len(captured.free)) >= rows, non_blocking=True)
-        captured.graph.replay()
+        captured.replay()
         return captured.actions.clone()[None]
 
     def _capture(self, views: int, length: int, committed: bool) -> _Captured:
@@ -113,6 +113,18 @@ class GraphEngine(CompiledEngine):
             prefix = self.encode(images, tokens, count)
             return self.integrate(prefix, noise, given, free) if committed else self.integrate(prefix, noise)
 
+        captured = _Captured(*self._record(run), images, tokens, count, noise, given, free)
+        self._captured[views, length, committed] = captured
+        return captured
+
+    @staticmethod
+    def _require_device(device: torch.device) -> None:
+        if device.type != "cuda":
+            raise EngineError(f"engine 'graph' needs a CUDA device, and the model is on {device}; use 'fused'")
+
+    def _record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """How to run it again on the same tensors, and what it writes to."""
+        device = self.model.device
         beside = torch.cuda.Stream(device)
         beside.wait_stream(torch.cuda.current_stream(device))
         with torch.no_grad(), torch.cuda.stream(beside):
@@ -124,9 +136,7 @@ class GraphEngine(CompiledEngine):
         with torch.no_grad(), torch.cuda.graph(graph, pool=self._pool):
             actions = run()
         self._pool = graph.pool()
-        captured = _Captured(graph, images, tokens, count, noise, given, free, actions)
-        self._captured[views, length, committed] = captured
-        return captured
+        return graph.replay, actions
 
     # Every graph has its own memory, for which the pool is.
     def _memory(self, length: int) -> tuple[Tensor, Tensor]:
