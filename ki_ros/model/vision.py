@@ -8,6 +8,8 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from ki_ros.model.config import VisionConfig
 
+LAYER_NORM_EPS = 1e-6
+
 
 class VisionTower(nn.Module):
     """SigLIP without its pooling head, GELU in its tanh form, layer-norm eps 1e-6."""
@@ -23,7 +25,7 @@ class VisionTower(nn.Module):
                 image_size=config.image_size,
                 patch_size=config.patch_size,
                 hidden_act="gelu_pytorch_tanh",
-                layer_norm_eps=1e-6,
+                layer_norm_eps=LAYER_NORM_EPS,
                 attention_dropout=0.0,
                 vision_use_head=False,
             )

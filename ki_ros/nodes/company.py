@@ -91,14 +91,18 @@ class Company:
 
     def problem(self) -> str | None:
         """What is wrong on the topic of the arm's commands, and the remedy; None where all is well."""
+        found = self._found()
+        return None if found is None else found[1]
+
+    def _found(self) -> tuple[Reason, str] | None:
         others = self.others()
         if others:
-            return (
+            return Reason.NOT_ALONE, (
                 f"{', '.join(others)} would move the arm too (on {self._topic}, or as another executor); "
                 "end all but one, and let that one have the arm"
             )
         if self._node.count_subscribers(self._topic) == 0:
-            return f"nobody takes the arm's commands on {self._topic}; start its controller"
+            return Reason.NO_CONTROLLER, f"nobody takes the arm's commands on {self._topic}; start its controller"
         return None
 
     def objection(self) -> str | None:
@@ -118,11 +122,12 @@ class Company:
             self._objected = ""
         if not self._executor.enabled or self._leaving:
             return
-        problem = self.problem()
-        if problem is None:
+        found = self._found()
+        if found is None:
             return
+        reason, problem = found
         self._objected, self._leaving = problem, True
-        self._executor.stop(self._now(), Reason.NOT_ALONE if self.others() else Reason.NO_CONTROLLER)
+        self._executor.stop(self._now(), reason)
         self._node.get_logger().error(
             f"stopped: {problem}; then call {topics.RESET} and {topics.ENABLE}", throttle_duration_sec=1.0
         )

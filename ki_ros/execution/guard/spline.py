@@ -24,23 +24,20 @@ class CommandSpline:
     def __init__(self, period: float) -> None:
         self._h = period
         self._points = np.zeros((4, 1))
-        self._equal = 4
         self.phase = 1.0
 
     def reset(self, position: np.ndarray) -> None:
         """Stands still at a position."""
         self._points = np.stack((position,) * 4)
-        self._equal = 4
         self.phase = 1.0
 
     @property
     def standing(self) -> bool:
         """Whether it stands still, and has no motion decided."""
-        return self._equal >= 4
+        return bool((self._points == self._points[-1]).all())
 
     def append(self, position: np.ndarray) -> None:
         """The next position: the present is moved by one period."""
-        self._equal = self._equal + 1 if np.array_equal(position, self._points[-1]) else 1
         self._points = np.concatenate((self._points[1:], position[None]))
 
     def read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,7 +9,9 @@ from ki_ros.model.engine.fused import FusedEngine
 from ki_ros.model.engine.graph import GraphEngine
 from ki_ros.model.model import KIModel
 
-ENGINES = ("reference", "fused", "compiled", "graph")
+_KINDS = {kind.name: kind for kind in (ReferenceEngine, FusedEngine, CompiledEngine, GraphEngine)}
+
+ENGINES = tuple(_KINDS)
 
 __all__ = [
     "BOUNDS",
@@ -41,7 +43,6 @@ def make_engine(name: str, model: KIModel, num_steps: int) -> Engine:
     """
     if name == "auto":
         name = "graph" if model.device.type == "cuda" else "fused"
-    kinds = {kind.name: kind for kind in (ReferenceEngine, FusedEngine, CompiledEngine, GraphEngine)}
-    if name not in kinds:
+    if name not in _KINDS:
         raise EngineError(f"engine {name!r} is not known; use auto or one of {', '.join(ENGINES)}")
-    return kinds[name](model, num_steps)
+    return _KINDS[name](model, num_steps)

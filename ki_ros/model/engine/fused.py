@@ -17,10 +17,10 @@ from ki_ros.model.engine.modulation import Modulation, modulation
 from ki_ros.model.engine.ops import rms_normalize, rotary_table
 from ki_ros.model.engine.packed import backbone_layers, expert_layers, vision_layers
 from ki_ros.model.engine.product import can_block
-from ki_ros.model.flow import sample_times
+from ki_ros.model.flow import integrate, sample_times
 from ki_ros.model.model import KIModel
 from ki_ros.model.observation import Observation, ObservationError
-from ki_ros.model.rtc import Guidance, guided
+from ki_ros.model.rtc import Guidance, Velocity, guided
 from ki_ros.rig import POLICY_SLOTS
 
 
@@ -67,9 +67,7 @@ class FusedEngine:
         self._language = backbone_layers(model, blocked)
         self._expert = expert_layers(model, blocked)
         self._dtype = model.paligemma_with_expert.expert.dtype
-        self._times = sample_times(num_steps)
-        self._step = torch.tensor(-1.0 / num_steps, dtype=torch.float32).item()
-        self._modulations = [modulation(model, time) for time in self._times]
+        self._modulations = [modulation(model, time) for time in sample_times(num_steps)]
         self._given = modulation(model, 0.0)
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -96,10 +94,7 @@ class FusedEngine:
             return self._guided(prefix, x, guidance.to(x.device))[None]
         if committed is None:
             return self.integrate(prefix, x)[None]
-        given = torch.zeros_like(x)
-        rows, values = committed.shape[1:]
-        given[:rows, :values] = committed[0].to(given)
-        return self.integrate(prefix, x, given, torch.arange(len(x), device=x.device) >= rows)[None]
+        return self.integrate(prefix, x, *self._given_rows(committed, x.device))[None]
 
     # Its parts
 
@@ -128,12 +123,15 @@ class FusedEngine:
 
     def integrate(self, prefix: Prefix, x: Tensor, given: Tensor | None = None, free: Tensor | None = None) -> Tensor:
         """Actions (L, D) from noise x; the rows that are not `free` (L,) bool are those of `given` (L, D)."""
-        for modulations in self._modulations:
-            if given is not None:
-                x = torch.where(free[:, None], x, given)
-                modulations = modulations.where(free, self._given)
-            x = x + self._step * self.velocity(prefix, x, modulations)
-        return x if given is None else torch.where(free[:, None], x, given)
+        if given is None:
+            return integrate(self._velocities(prefix), x[None], self.num_steps)[0]
+        steps = iter(self._modulations)
+
+        def going_on(batch: Tensor, _: Tensor) -> Tensor:
+            rows = torch.where(free[:, None], batch[0], given)
+            return self.velocity(prefix, rows, next(steps).where(free, self._given))[None]
+
+        return torch.where(free[:, None], integrate(going_on, x[None], self.num_steps)[0], given)
 
     def velocity(self, prefix: Prefix, x: Tensor, modulations: Modulation) -> Tensor:
         """The flow's velocity at x, (L, D) float32 each."""
@@ -202,12 +200,17 @@ class FusedEngine:
             self._buffers = {length: fresh}
         return self._buffers[length]
 
+    def _velocities(self, prefix: Prefix) -> Velocity:
+        """The velocity for one integration: its calls are at the step times, in their order."""
+        steps = iter(self._modulations)
+        return lambda batch, _: self.velocity(prefix, batch[0], next(steps))[None]
+
+    def _given_rows(self, committed: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of committed actions (1, C, A): as rows of a chunk (L, D), and which rows are free, (L,) bool."""
+        rows, values = committed.shape[1:]
+        given = torch.zeros(self._config.action_horizon, self._config.action_dim, device=device)
+        given[:rows, :values] = committed[0].to(given)
+        return given, torch.arange(len(given), device=device) >= rows
+
     def _guided(self, prefix: Prefix, x: Tensor, guidance: Guidance) -> Tensor:
-        for time, modulations in zip(self._times, self._modulations, strict=True):
-
-            def velocity(batch: Tensor, _: Tensor, modulations: Modulation = modulations) -> Tensor:
-                return self.velocity(prefix, batch[0], modulations)[None]
-
-            at = torch.full((1,), time, dtype=torch.float32, device=x.device)
-            x = x + self._step * guided(velocity, guidance)(x[None], at)[0]
-        return x
+        return integrate(guided(self._velocities(prefix), guidance), x[None], self.num_steps)[0]

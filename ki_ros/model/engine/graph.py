@@ -93,10 +93,10 @@ class GraphEngine(CompiledEngine):
         captured.count.fill_(len(tokens))
         captured.noise.copy_(noise[0], non_blocking=True)
         if committed is not None:
-            rows, values = committed.shape[1:]
-            captured.given.zero_()
-            captured.given[:rows, :values].copy_(committed[0], non_blocking=True)
-            captured.free.copy_(torch.arange(len(captured.free)) >= rows, non_blocking=True)
+            for target, rows in zip(
+                (captured.given, captured.free), self._given_rows(committed, committed.device), strict=True
+            ):
+                target.copy_(rows, non_blocking=True)
         captured.replay()
         return captured.actions.clone()[None]
 

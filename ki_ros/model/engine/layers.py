@@ -12,18 +12,17 @@ from torch import Tensor
 from ki_ros.model.engine.ops import attend, gated_mlp, rms_normalize, rotate
 from ki_ros.model.engine.packed import LayerWeights, VisionWeights
 from ki_ros.model.engine.product import Product
-
-VISION_NORM_EPS = 1e-6
+from ki_ros.model.vision import LAYER_NORM_EPS
 
 
 def vision_layer(x: Tensor, weights: VisionWeights, heads: int) -> Tensor:
     """A layer of SigLIP: x (V, P, W) -> (V, P, W)."""
     width = (x.shape[-1],)
-    qkv = weights.qkv(F.layer_norm(x, width, *weights.norm1, VISION_NORM_EPS))
+    qkv = weights.qkv(F.layer_norm(x, width, *weights.norm1, LAYER_NORM_EPS))
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     x = x + weights.out(attended)
-    hidden = F.gelu(weights.up(F.layer_norm(x, width, *weights.norm2, VISION_NORM_EPS)), approximate="tanh")
+    hidden = F.gelu(weights.up(F.layer_norm(x, width, *weights.norm2, LAYER_NORM_EPS)), approximate="tanh")
     return x + weights.down(hidden)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ki_ros.model.engine.product import Product
-from ki_ros.model.layers import NORM_EPS, ROPE_THETA
+from ki_ros.model.layers import NORM_EPS, rotary_embedding
 
 
 def rms_normalize(x: Tensor, gain: Tensor | None = None) -> Tensor:
@@ -23,9 +23,7 @@ def rotary_table(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
 
     The sines carry the sign that `rotate` needs: minus in the first half.
     """
-    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angle = positions[:, None].float() * (1.0 / ROPE_THETA**exponent)
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = rotary_embedding(positions[None], head_dim)[:, 0, 0]
     return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
 
 

@@ -73,10 +73,8 @@ def backbone_layers(model: KIModel, blocked: bool) -> list[LayerWeights]:
     """Of the language backbone; of the last layer, what makes keys and values. `blocked`: see `product`."""
     *layers, last = model.paligemma_with_expert.backbone.language_model.layers
     rows = 2 * model.config.vision.tokens + 64
-    attention = last.self_attn
     # Packed as all the others, so that a layer's parameters lie alike whichever it is.
-    whole = pack([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-    kv = whole[len(attention.q_proj.weight) :]
+    kv = _qkv(last.self_attn)[len(last.self_attn.q_proj.weight) :]
     gains = (1 + last.input_layernorm.weight.data.float(),) * 2
     only = LayerWeights(product(kv, rows, blocked=blocked), None, None, None, gains)
     return [*(_layer(layer, rows, blocked) for layer in layers), only]
@@ -90,7 +88,6 @@ def expert_layers(model: KIModel, blocked: bool) -> list[LayerWeights]:
 
 def pack(parameters: Sequence[nn.Parameter]) -> Tensor:
     """The parameters, one below the other; each becomes a view of its part. Packed before, they are only found."""
-    first = parameters[0].data
     whole = _whole(parameters)
     if whole is not None:
         return whole
@@ -99,21 +96,16 @@ def pack(parameters: Sequence[nn.Parameter]) -> Tensor:
     for parameter in parameters:
         parameter.data = packed[start : start + len(parameter)]
         start += len(parameter)
-    assert packed.dtype == first.dtype
     return packed
 
 
 def _whole(parameters: Sequence[nn.Parameter]) -> Tensor | None:
     """What these are the parts of, in this order; None where they are not of one piece."""
     first = parameters[0].data
-    pointer = first.data_ptr()
+    pointer, storage = first.data_ptr(), first.untyped_storage().data_ptr()
     for parameter in parameters:
         data = parameter.data
-        if (
-            data.data_ptr() != pointer
-            or not data.is_contiguous()
-            or data.untyped_storage().data_ptr() != (first.untyped_storage().data_ptr())
-        ):
+        if data.data_ptr() != pointer or not data.is_contiguous() or data.untyped_storage().data_ptr() != storage:
             return None
         pointer += data.numel() * data.element_size()
     shape = (sum(len(parameter) for parameter in parameters), *first.shape[1:])
@@ -126,14 +118,16 @@ def _layer(layer: BackboneLayer | ExpertLayer, rows: int, blocked: bool) -> Laye
     plain = isinstance(layer, BackboneLayer)
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
     return LayerWeights(
-        qkv=product(
-            pack([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]), rows, blocked=blocked
-        ),
+        qkv=product(_qkv(attention), rows, blocked=blocked),
         out=product(attention.o_proj.weight.data, rows, blocked=blocked),
         gate_up=product(pack([mlp.gate_proj.weight, mlp.up_proj.weight]), rows, blocked=blocked),
         down=product(mlp.down_proj.weight.data, rows, blocked=blocked),
         gains=tuple(1 + norm.weight.data.float() for norm in norms) if plain else None,
     )
+
+
+def _qkv(attention: AttentionProjections) -> Tensor:
+    return pack([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
 
 
 def _affine(module: nn.Module) -> tuple[Tensor, Tensor]:
