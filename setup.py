@@ -19,6 +19,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ki_ros", "ki_ros.*"]),
+    package_data={"ki_ros.model.engine.cuda": ["*.cu", "*.cuh"]},
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/ki_ros"]),
         ("share/ki_ros", ["package.xml"]),

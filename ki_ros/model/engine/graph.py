@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,11 +10,15 @@ import torch
 from torch import Tensor
 
 from ki_ros.model.engine.compiled import CompiledEngine
+from ki_ros.model.engine.cuda.module import KernelError
+from ki_ros.model.engine.cuda.sampler import KernelSampler, unsupported
 from ki_ros.model.engine.engine import EngineError
 from ki_ros.model.engine.fused import FusedEngine
 from ki_ros.model.model import KIModel
 from ki_ros.model.observation import Observation
 from ki_ros.model.rtc import Guidance
+
+logger = logging.getLogger(__name__)
 
 BUCKET = 32
 """Prompts are padded to a multiple of so many tokens: few graphs, and few tokens that are computed in vain."""
@@ -56,6 +61,7 @@ class GraphEngine(CompiledEngine):
         self._require_device(model.device)
         super().__init__(model, num_steps, bucket=BUCKET)
         self._expected = expected
+        self._sampler = self._make_sampler()
         self._captured: dict[tuple[int, int, bool], _Captured] = {}
         self._pool = None
 
@@ -110,6 +116,9 @@ class GraphEngine(CompiledEngine):
         free = torch.ones(shape[0], dtype=torch.bool, device=device)
 
         def run() -> Tensor:
+            if self._sampler is not None:
+                x = torch.where(free[:, None], noise, given) if committed else noise.clone()
+                return self._sampler.sample(images, tokens, count, x, free if committed else None)
             prefix = self.encode(images, tokens, count)
             return self.integrate(prefix, noise, given, free) if committed else self.integrate(prefix, noise)
 
@@ -137,6 +146,21 @@ class GraphEngine(CompiledEngine):
             actions = run()
         self._pool = graph.pool()
         return graph.replay, actions
+
+    def _make_sampler(self) -> KernelSampler | None:
+        """Kernels for the whole call, where this model and device can have them."""
+        if self.model.device.type != "cuda":
+            return None
+        reason = unsupported(self._config, self._dtype)
+        if reason is None:
+            try:
+                return KernelSampler(
+                    self.model, self._vision, self._language, self._expert, self._modulations, self._given
+                )
+            except KernelError as error:
+                reason = str(error)
+        logger.warning("layers are compiled by torch, which is slower than kernels for them: %s", reason)
+        return None
 
     # Every graph has its own memory, for which the pool is.
     def _memory(self, length: int) -> tuple[Tensor, Tensor]:

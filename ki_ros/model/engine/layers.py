@@ -32,8 +32,7 @@ def backbone_layer(
     """A layer of the backbone: x (T, W) -> (T, W). Writes its keys and values (T, K, H)."""
     assert weights.gains is not None
     normed = rms_normalize(x, weights.gains[0]).to(x.dtype)
-    queries = _project(normed, weights.qkv, rotary, keys, values)
-    x = x + weights.out(attend(queries, keys, values, mask))
+    x = x + weights.out(attend(*_project(normed, weights.qkv, rotary, keys, values), mask))
     normed = rms_normalize(x, weights.gains[1]).to(x.dtype)
     return x + gated_mlp(normed, weights.gate_up, weights.down)
 
@@ -69,18 +68,20 @@ def expert_layer(
     gain, shift, gate = attention
     normed = torch.addcmul(shift, rms_normalize(x), gain).to(x.dtype)
     start = len(keys) - len(x)
-    queries = _project(normed, weights.qkv, rotary, keys[start:], values[start:])
+    queries, _, _ = _project(normed, weights.qkv, rotary, keys[start:], values[start:])
     x = torch.addcmul(x, weights.out(attend(queries, keys, values, mask)), gate)
     gain, shift, gate = mlp
     normed = torch.addcmul(shift, rms_normalize(x), gain).to(x.dtype)
     return torch.addcmul(x, gated_mlp(normed, weights.gate_up, weights.down), gate)
 
 
-def _project(x: Tensor, qkv: Product, rotary: tuple[Tensor, Tensor], keys: Tensor, values: Tensor) -> Tensor:
-    """Rotated queries (L, N, H) of x (L, W); writes keys and values (L, K, H)."""
+def _project(
+    x: Tensor, qkv: Product, rotary: tuple[Tensor, Tensor], keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries (L, N, H), keys and values (L, K, H) of x (L, W); the latter are written to `keys`, `values`."""
     kv_heads, head_dim = keys.shape[1:]
     heads = qkv(x).view(len(x), -1, head_dim)
     rotated = rotate(heads[:, :-kv_heads], *rotary)
     keys.copy_(rotated[:, -kv_heads:])
     values.copy_(heads[:, -kv_heads:])
-    return rotated[:, :-kv_heads]
+    return rotated[:, :-kv_heads], rotated[:, -kv_heads:], heads[:, -kv_heads:]

@@ -1,0 +1,152 @@
+// What is beside the products in SigLIP and in the backbone: norms, gates, rotation. Rows are tokens, 16 bytes at once.
+//
+// The compiler is given: HEADS, KV_HEADS, HEAD_DIM.
+
+#include "common.cuh"
+
+constexpr int ROW_WARPS = 4;  // rows of a block, one for each warp
+constexpr int MOST = 10;      // chunks of 256 values of a row
+
+struct Eight {
+  float v[8];
+
+  __device__ __forceinline__ Eight() {}
+  __device__ __forceinline__ explicit Eight(uint4 u) {
+    v[0] = low(u.x), v[1] = high(u.x), v[2] = low(u.y), v[3] = high(u.y);
+    v[4] = low(u.z), v[5] = high(u.z), v[6] = low(u.w), v[7] = high(u.w);
+  }
+  __device__ __forceinline__ uint4 packed() const {
+    return make_uint4(pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7]));
+  }
+};
+
+__device__ __forceinline__ Eight read(const bf16* p) { return Eight(*reinterpret_cast<const uint4*>(p)); }
+__device__ __forceinline__ void write(bf16* p, const Eight& e) { *reinterpret_cast<uint4*>(p) = e.packed(); }
+
+// normed = (x - mean) / deviation * gain + shift; then x += bias, that of the product which is added to x next.
+extern "C" __global__ void __launch_bounds__(32 * ROW_WARPS)
+    layer_norm(bf16* x, const bf16* gain, const bf16* shift, const bf16* bias, bf16* normed, int rows, int width) {
+  const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (row >= rows) return;
+  x += (long long)row * width, normed += (long long)row * width;
+  uint4 kept[MOST];
+  float sum = 0.f, square = 0.f;
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) {
+    const int c = i * 256 + lane * 8;
+    if (c >= width) break;
+    kept[i] = *reinterpret_cast<const uint4*>(x + c);
+  }
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) {
+    if (i * 256 + lane * 8 >= width) break;
+    const Eight e(kept[i]);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum += e.v[j];
+  }
+  const float mean = sum_of_warp(sum) / width;
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) {
+    if (i * 256 + lane * 8 >= width) break;
+    const Eight e(kept[i]);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) square += (e.v[j] - mean) * (e.v[j] - mean);
+  }
+  const float scale = rsqrtf(sum_of_warp(square) / width + EPS);
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) {
+    const int c = i * 256 + lane * 8;
+    if (c >= width) break;
+    Eight e(kept[i]), out;
+    const Eight a = read(gain + c), b = read(shift + c);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) out.v[j] = (e.v[j] - mean) * scale * a.v[j] + b.v[j];
+    write(normed + c, out);
+    if (!bias) continue;
+    const Eight d = read(bias + c);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) e.v[j] += d.v[j];
+    write(x + c, e);
+  }
+}
+
+// normed = x / rms(x) * gain
+extern "C" __global__ void __launch_bounds__(32 * ROW_WARPS)
+    rms_norm(const bf16* x, const float* gain, bf16* normed, int rows, int width) {
+  const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (row >= rows) return;
+  x += (long long)row * width, normed += (long long)row * width;
+  uint4 kept[MOST];
+  float square = 0.f;
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) {
+    const int c = i * 256 + lane * 8;
+    if (c >= width) break;
+    kept[i] = *reinterpret_cast<const uint4*>(x + c);
+  }
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) {
+    if (i * 256 + lane * 8 >= width) break;
+    const Eight e(kept[i]);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) square += e.v[j] * e.v[j];
+  }
+  const float scale = rsqrtf(sum_of_warp(square) / width + EPS);
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) {
+    const int c = i * 256 + lane * 8;
+    if (c >= width) break;
+    Eight e(kept[i]);
+    const float4 a = *reinterpret_cast<const float4*>(gain + c), b = *reinterpret_cast<const float4*>(gain + c + 4);
+    const float gains[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int j = 0; j < 8; ++j) e.v[j] *= scale * gains[j];
+    write(normed + c, e);
+  }
+}
+
+// hidden (rows, width) = gelu(gate) * up; gate_up (rows, 2 width), gate first.
+extern "C" __global__ void __launch_bounds__(256) gated_gelu(const bf16* gate_up, bf16* hidden, int width) {
+  const bf16* row = gate_up + (long long)blockIdx.y * 2 * width;
+  const int c = (blockIdx.x * 256 + threadIdx.x) * 8;
+  if (c >= width) return;
+  Eight gate = read(row + c);
+  const Eight up = read(row + width + c);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) gate.v[j] = gelu(gate.v[j]) * up.v[j];
+  write(hidden + (long long)blockIdx.y * width + c, gate);
+}
+
+// Of projected (rows, (heads + 2 KV_HEADS) * HEAD_DIM): rotates the queries where they are; keys, rotated, to keys
+// (.., KV_HEADS * HEAD_DIM) and to where they are; values to values (KV_HEADS * HEAD_DIM, capacity). cosines, sines:
+// (.., HEAD_DIM / 2) of each position, which is the row. A block takes 8 rows; heads is HEADS or 0.
+extern "C" __global__ void __launch_bounds__(256)
+    rotate_prefix(bf16* projected, const float* cosines, const float* sines, bf16* keys, bf16* values, int rows,
+                  int heads, int capacity) {
+  constexpr int HALF = HEAD_DIM / 2, PARTS = HALF / 8;
+  static_assert(HALF % 8 == 0, "a head's half is read 16 bytes at once");
+  const int first = blockIdx.x * 8, width = (heads + 2 * KV_HEADS) * HEAD_DIM;
+  for (int i = threadIdx.x; i < 8 * (heads + KV_HEADS) * PARTS; i += 256) {
+    const int part = i % PARTS * 8, head = i / PARTS % (heads + KV_HEADS), row = first + i / PARTS / (heads + KV_HEADS);
+    if (row >= rows) break;
+    bf16* p = projected + (long long)row * width + head * HEAD_DIM + part;
+    Eight a = read(p), b = read(p + HALF);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float cosine = cosines[row * HALF + part + j], sine = sines[row * HALF + part + j];
+      const float rotated = a.v[j] * cosine - b.v[j] * sine;
+      b.v[j] = b.v[j] * cosine + a.v[j] * sine, a.v[j] = rotated;
+    }
+    write(p, a), write(p + HALF, b);
+    if (head < heads) continue;
+    bf16* key = keys + ((long long)row * KV_HEADS + head - heads) * HEAD_DIM + part;
+    write(key, a), write(key + HALF, b);
+  }
+  for (int d = threadIdx.x; d < KV_HEADS * HEAD_DIM; d += 256) {
+    const bf16* p = projected + (long long)first * width + (heads + KV_HEADS) * HEAD_DIM + d;
+    Eight column;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) column.v[j] = first + j < rows ? value(p[j * width]) : 0.f;
+    write(values + (long long)d * capacity + first, column);
+  }
+}

@@ -1,0 +1,102 @@
+"""A chunk from an observation by kernels: what a CUDA graph holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ki_ros.model.config import KIConfig
+from ki_ros.model.engine.cuda.expert import ExpertKernels, expert_macros, expert_unsupported
+from ki_ros.model.engine.cuda.memory import Memory
+from ki_ros.model.engine.cuda.module import Launcher, Module
+from ki_ros.model.engine.cuda.prefix import PrefixKernels, prefix_macros, prefix_unsupported
+from ki_ros.model.engine.modulation import Modulation
+from ki_ros.model.engine.packed import LayerWeights, VisionWeights
+from ki_ros.model.model import KIModel
+from ki_ros.rig import POLICY_SLOTS
+
+
+def longest_prefix(config: KIConfig) -> int:
+    """Tokens of all views and of the longest prompt."""
+    return len(POLICY_SLOTS) * config.vision.tokens + config.max_token_len
+
+
+def unsupported(config: KIConfig, dtype: torch.dtype) -> str | None:
+    """Why there are no kernels for this model; None where there are."""
+    if dtype != torch.bfloat16:
+        return f"dtype is {dtype}, not bfloat16"
+    return expert_unsupported(config, longest_prefix(config)) or prefix_unsupported(config)
+
+
+class KernelSampler:
+    """Samples chunks of a model that is not `unsupported`.
+
+    Args:
+        model: the model.
+        vision, language, expert: its packed weights.
+        modulations: of each step.
+        given: of time 0.
+        compile: makes kernels of a source file and its macros.
+    """
+
+    def __init__(
+        self,
+        model: KIModel,
+        vision: Sequence[VisionWeights],
+        language: Sequence[LayerWeights],
+        expert: Sequence[LayerWeights],
+        modulations: Sequence[Modulation],
+        given: Modulation,
+        compile: Callable[[str, dict[str, int]], Launcher] = Module,
+    ) -> None:
+        config = model.config
+        self._tokens, self._device = config.vision.tokens, model.device
+        self.memory = Memory(config, longest_prefix(config), model.device)
+        self._side = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+        kernels = compile("expert.cu", expert_macros(config))
+        self._expert = ExpertKernels(model, expert, modulations, given, self.memory, kernels)
+        kernels = compile("prefix.cu", prefix_macros(config))
+        self._prefix = PrefixKernels(model, vision, language, self.memory, kernels)
+
+    def sample(self, images: Tensor, tokens: Tensor, count: Tensor, x: Tensor, free: Tensor | None = None) -> Tensor:
+        """Actions (L, D) float32.
+
+        Args:
+            images: (V, 3, S, S) in [-1, 1].
+            tokens: (n,) int64, of which the first `count` count.
+            count: int64, no dimension.
+            x: (L, D) float32: noise, and the actions of the rows that are given. It becomes the actions.
+            free: (L,) bool, false for the rows that are given; None where none is.
+        """
+        before = len(images) * self._tokens
+        layers = len(self.memory.keys)
+        with self._beside():
+            self._expert.begin(x, free)
+        for layer in self._prefix.encode(images, tokens, count):
+            with self._beside():
+                self._expert.layer(0, layer, before, count, free)
+        if self._side is not None:
+            torch.cuda.current_stream().wait_stream(self._side)
+        self._expert.advance(x, 0, free)
+        for step in range(1, self._expert.steps):
+            for layer in range(layers):
+                self._expert.layer(step, layer, before, count, free)
+            self._expert.advance(x, step, free)
+        return x
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """After what has been started, but beside what comes.
+
+        A layer of the expert needs the backbone's layer of the same number, not those after it; and the backbone waits
+        for arithmetic where the expert waits for memory.
+        """
+        if self._side is None:
+            yield
+            return
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            yield

@@ -1,0 +1,76 @@
+"""Kernels of ours on a CPU: each block's threads take turns (`emulator/ptx.cuh`)."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from ki_ros.model.engine.cuda.module import Argument, as_c
+
+COMPILER = shutil.which("g++")
+
+_ENTRY = """
+extern "C" void start_{name}(int columns, int rows, int threads, int shared, void** arguments) {{
+  start({name}, columns, rows, threads, shared, arguments);
+}}
+"""
+
+_START = """
+#include <utility>
+template <class... A, std::size_t... I>
+void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+  kernel(*static_cast<A*>(arguments[I])...);
+}
+template <class... A>
+void start(void (*kernel)(A...), int columns, int rows, int threads, int shared, void** arguments) {
+  for (unsigned y = 0; y < unsigned(rows); ++y)
+    for (unsigned x = 0; x < unsigned(columns); ++x) {
+      blockIdx.x = x, blockIdx.y = y;
+      // What no one has written is not a number.
+      std::memset(memory, 0xff, sizeof memory);
+      if (std::size_t(shared) > sizeof memory) std::abort();
+      emulated::run_block(threads, [&] { call(kernel, arguments, std::index_sequence_for<A...>()); });
+    }
+}
+"""
+
+
+class Emulated:
+    """A `Launcher` of a source file, compiled with these macros into a directory."""
+
+    def __init__(self, source: str, sizes: Mapping[str, int], directory: Path) -> None:
+        sources = files("ki_ros.model.engine.cuda")
+        code = sources.joinpath(source).read_text()
+        (directory / "common.cuh").write_text(sources.joinpath("common.cuh").read_text())
+        (directory / "ptx.cuh").write_text((Path(__file__).parent / "emulator" / "ptx.cuh").read_text())
+        code = code.replace("extern __shared__ uint4 memory[];", "")
+        # No name of ours is to be taken for one of the C library.
+        code = code.replace('extern "C" __global__', "static __global__")
+        kernels = re.findall(r"__launch_bounds__\(.*\)\s+(\w+)\(", code)
+        code += _START + "".join(_ENTRY.format(name=name) for name in kernels)
+        written, library = directory / "kernels.cpp", directory / "kernels.so"
+        written.write_text(code)
+        macros = [f"-D{name}={size}" for name, size in sizes.items()]
+        command = [COMPILER, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *macros, "-o", library, written]
+        subprocess.run(command, check=True)
+        self._library = ctypes.CDLL(str(library))
+        self.started: list[str] = []
+
+    def constant(self, name: str) -> int:
+        """See `Launcher`."""
+        return ctypes.c_int.in_dll(self._library, name).value
+
+    def launch(
+        self, name: str, grid: tuple[int, int], block: int, arguments: tuple[Argument, ...], *, shared: int, early: bool
+    ) -> None:
+        """See `Launcher`; one kernel after another, whether or not it may be `early`."""
+        del early
+        self.started.append(name)
+        values = [as_c(argument) for argument in arguments]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        getattr(self._library, f"start_{name}")(*grid, block, shared, pointers)
