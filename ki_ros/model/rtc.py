@@ -88,7 +88,11 @@ def guided(velocity: Velocity, guidance: Guidance) -> Velocity:
     Returns:
         A function of the same arguments. Where all weights are zero it gives the same bits.
     """
-    target, weights = guidance.target, guidance.weights[:, None]
+    return pulled(velocity, guidance.target, guidance.weights[:, None], guidance.max_weight)
+
+
+def pulled(velocity: Velocity, target: Tensor, weights: Tensor, max_weight: Tensor | float) -> Velocity:
+    """`guided` of what nobody checks: target (B, H, A), weights (H, A) or (H, 1), max_weight a number or a tensor of one."""
     values = target.shape[-1]
 
     def guided_velocity(x: Tensor, time: Tensor) -> Tensor:
@@ -98,12 +102,12 @@ def guided(velocity: Velocity, guidance: Guidance) -> Velocity:
             pointed_at = x - time[:, None, None] * v
             apart = weights * (target - pointed_at[..., :values].detach())
             (pull,) = torch.autograd.grad(pointed_at[..., :values], x, apart)
-        return v.detach() - _weight(time, guidance.max_weight)[:, None, None] * pull
+        return v.detach() - _weight(time, max_weight)[:, None, None] * pull
 
     return guided_velocity
 
 
-def _weight(time: Tensor, largest: float) -> Tensor:
+def _weight(time: Tensor, largest: Tensor | float) -> Tensor:
     """Of the guidance at a time (B,): `(t^2 + (1 - t)^2) / (t (1 - t))`, bounded; infinite at both ends without."""
     spread = time * (1.0 - time)
     return torch.where(spread > 0, (time**2 + (1.0 - time) ** 2) / spread.clamp_min(1e-12), largest).clamp_max(largest)

@@ -15,8 +15,8 @@ from ki_ros.model.engine.cuda.module import Argument, as_c
 COMPILER = shutil.which("g++")
 
 _ENTRY = """
-extern "C" void start_{name}(int columns, int rows, int threads, int shared, void** arguments) {{
-  start({name}, columns, rows, threads, shared, arguments);
+extern "C" void start_{name}(int columns, int rows, int threads, int shared, int together, void** arguments) {{
+  start({name}, columns, rows, threads, shared, together, arguments);
 }}
 """
 
@@ -27,15 +27,16 @@ void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
   kernel(*static_cast<A*>(arguments[I])...);
 }
 template <class... A>
-void start(void (*kernel)(A...), int columns, int rows, int threads, int shared, void** arguments) {
-  for (unsigned y = 0; y < unsigned(rows); ++y)
-    for (unsigned x = 0; x < unsigned(columns); ++x) {
-      blockIdx.x = x, blockIdx.y = y;
-      // What no one has written is not a number.
-      std::memset(memory, 0xff, sizeof memory);
-      if (std::size_t(shared) > sizeof memory) std::abort();
-      emulated::run_block(threads, [&] { call(kernel, arguments, std::index_sequence_for<A...>()); });
-    }
+void start(void (*kernel)(A...), int columns, int rows, int threads, int shared, int together, void** arguments) {
+  std::vector<emulated::Block> all(columns * rows);
+  for (int i = 0; i < columns * rows; ++i) all[i].x = i % columns, all[i].y = i / columns;
+  gridDim.x = columns, gridDim.y = rows;
+  const auto body = [&] { call(kernel, arguments, std::index_sequence_for<A...>()); };
+  if (together) return emulated::run(all, threads, shared, body);
+  for (const emulated::Block& block : all) {
+    std::vector<emulated::Block> one(1, block);
+    emulated::run(one, threads, shared, body);
+  }
 }
 """
 
@@ -43,12 +44,16 @@ void start(void (*kernel)(A...), int columns, int rows, int threads, int shared,
 class Emulated:
     """A `Launcher` of a source file, compiled with these macros into a directory."""
 
-    def __init__(self, source: str, sizes: Mapping[str, int], directory: Path) -> None:
+    def __init__(
+        self, source: str, sizes: Mapping[str, int], directory: Path, *, multiprocessors: int = 0, memory: int = 0
+    ) -> None:
+        self.multiprocessors, self.most_shared = multiprocessors, memory
         sources = files("ki_ros.model.engine.cuda")
         code = sources.joinpath(source).read_text()
-        (directory / "common.cuh").write_text(sources.joinpath("common.cuh").read_text())
+        for header in ("common.cuh", "expert.cuh"):
+            text = sources.joinpath(header).read_text().replace("extern __shared__ uint4 memory[];", "")
+            (directory / header).write_text(text)
         (directory / "ptx.cuh").write_text((Path(__file__).parent / "emulator" / "ptx.cuh").read_text())
-        code = code.replace("extern __shared__ uint4 memory[];", "")
         # No name of ours is to be taken for one of the C library.
         code = code.replace('extern "C" __global__', "static __global__")
         kernels = re.findall(r"__launch_bounds__\(.*\)\s+(\w+)\(", code)
@@ -66,11 +71,19 @@ class Emulated:
         return ctypes.c_int.in_dll(self._library, name).value
 
     def launch(
-        self, name: str, grid: tuple[int, int], block: int, arguments: tuple[Argument, ...], *, shared: int, early: bool
+        self,
+        name: str,
+        grid: tuple[int, int],
+        block: int,
+        arguments: tuple[Argument, ...],
+        *,
+        shared: int = 0,
+        early: bool = False,
+        together: bool = False,
     ) -> None:
         """See `Launcher`; one kernel after another, whether or not it may be `early`."""
         del early
         self.started.append(name)
         values = [as_c(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        getattr(self._library, f"start_{name}")(*grid, block, shared, pointers)
+        getattr(self._library, f"start_{name}")(*grid, block, shared, together, pointers)

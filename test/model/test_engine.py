@@ -214,7 +214,7 @@ def test_what_a_graph_reads_and_writes(small_config):
     engine = Rerun(model, STEPS)
     engine.prepare()
     captures = engine.captures
-    assert captures == 4, "prompts to 32 and to 40 tokens, each with and without commitment"
+    assert captures == 2 * (2 * 2 + 1), "of one and two views: to 32 and to 40 tokens, free and committed; guided"
     generator = torch.Generator().manual_seed(3)
     for n, tokens in enumerate((40, 1, 33, 32, 12, 40)):
         observation, noise = random_input(model.config, tokens, 2, seed=n)
@@ -224,7 +224,7 @@ def test_what_a_graph_reads_and_writes(small_config):
             expected = model.sample_actions(observation, noise=noise, num_steps=STEPS, **how)
             torch.testing.assert_close(engine.sample(observation, noise, **how), expected, atol=FLOAT32, rtol=0)
     assert engine.captures == captures
-    engine.sample(*random_input(model.config, 5, 1))
+    engine.sample(*random_input(model.config, 5, 3))
     assert engine.captures == captures + 1, "another number of views"
 
 

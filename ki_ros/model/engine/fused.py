@@ -101,17 +101,11 @@ class FusedEngine:
     def encode(self, images: Tensor, tokens: Tensor, count: Tensor | None = None) -> Prefix:
         """Encodes views (V, 3, S, S) in [-1, 1], and the prompt (n,) int64 of which the first `count` tokens count."""
         x = torch.cat((self.encode_views(images), self._embed(tokens)))
-        index = torch.arange(len(x) + self._config.action_horizon, device=x.device)
-        length, position, mask, seen = len(x), index, None, None
-        if count is not None:
-            valid = length - len(tokens) + count
-            mask = (index < valid) | (index >= length)
-            seen = mask[:length]
-            # Actions take the positions after the last token that counts.
-            position = torch.where(index < length, index, index - length + valid)
+        length = len(x)
+        position, mask = self._positions(length, len(tokens), count)
         cos, sin = rotary_table(position, self._config.language.head_dim)
-        rotary = cos[:length], sin[:length]
-        keys, values = self._memory(len(index))
+        rotary, seen = (cos[:length], sin[:length]), None if mask is None else mask[:length]
+        keys, values = self._memory(len(position))
         last = len(self._language) - 1
         for layer, weights in enumerate(self._language):
             k, v = keys[layer, :length], values[layer, :length]
@@ -189,6 +183,18 @@ class FusedEngine:
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return self._backbone.language_model.embed(tokens)
+
+    def _positions(self, length: int, tokens: int, count: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Positions (T + L,) of a prefix of `length` tokens and a chunk, and which may be seen; None where all may.
+
+        Of the prefix's last `tokens`, which are the prompt's, the first `count` count.
+        """
+        index = torch.arange(length + self._config.action_horizon, device=self.model.device)
+        if count is None:
+            return index, None
+        valid = length - tokens + count
+        # Actions take the positions after the last token that counts.
+        return torch.where(index < length, index, index - length + valid), (index < valid) | (index >= length)
 
     def _memory(self, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values of all layers (depth, length, K, H), for one call."""

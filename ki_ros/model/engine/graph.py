@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -13,18 +14,29 @@ from ki_ros.model.engine.compiled import CompiledEngine
 from ki_ros.model.engine.cuda.module import KernelError
 from ki_ros.model.engine.cuda.sampler import KernelSampler, unsupported
 from ki_ros.model.engine.engine import EngineError
-from ki_ros.model.engine.fused import FusedEngine
+from ki_ros.model.engine.fused import FusedEngine, Prefix
+from ki_ros.model.engine.inputs import Inputs
+from ki_ros.model.engine.ops import rotary_table
+from ki_ros.model.flow import integrate
 from ki_ros.model.model import KIModel
 from ki_ros.model.observation import Observation
-from ki_ros.model.rtc import Guidance
+from ki_ros.model.rtc import Guidance, pulled
 
 logger = logging.getLogger(__name__)
 
 BUCKET = 32
 """Prompts are padded to a multiple of so many tokens: few graphs, and few tokens that are computed in vain."""
 
-_WARM_UPS = 3
+_WARM_UPS = 2
 """Runs before a capture, in which libraries choose their kernels and take their memory."""
+
+
+class How(Enum):
+    """What a chunk is sampled with."""
+
+    FREE = "free"
+    COMMITTED = "committed"
+    GUIDED = "guided"
 
 
 @dataclass(frozen=True)
@@ -33,19 +45,15 @@ class _Captured:
 
     replay: Callable[[], None]
     actions: Tensor
-    images: Tensor
-    tokens: Tensor
-    count: Tensor
-    noise: Tensor
-    given: Tensor
-    free: Tensor
+    inputs: Inputs
 
 
 class GraphEngine(CompiledEngine):
-    """One CUDA graph for the whole call, for each number of views, bucket of prompts, and with or without commitment.
+    """One CUDA graph for the whole call, from the upload of its inputs on.
 
-    All are captured in `prepare`, for the views that are `expected`; what else comes is captured when it comes, which
-    takes a moment. Guided sampling needs a backward pass and is not captured.
+    There is one for each number of views, bucket of prompts, and `How`; those with guidance have one bucket. All are
+    captured in `prepare`, for views up to those that are `expected`; what else comes is captured when it comes, which
+    takes a moment.
 
     Args:
         model, num_steps: see `FusedEngine`; the model is on a CUDA device.
@@ -62,7 +70,7 @@ class GraphEngine(CompiledEngine):
         super().__init__(model, num_steps, bucket=BUCKET)
         self._expected = expected
         self._sampler = self._make_sampler()
-        self._captured: dict[tuple[int, int, bool], _Captured] = {}
+        self._captured: dict[tuple[int, int, How], _Captured] = {}
         self._pool = None
 
     @property
@@ -73,9 +81,12 @@ class GraphEngine(CompiledEngine):
     def prepare(self) -> None:
         """Captures the graphs of all prompts."""
         longest = self._config.max_token_len
-        for length in range(BUCKET, longest + BUCKET, BUCKET):
-            for committed in {False, self._config.committed_rows > 0}:
-                self._capture(self._expected, min(length, longest), committed)
+        for views in range(1, self._expected + 1):
+            for how in How:
+                if how is How.COMMITTED and not self._config.committed_rows:
+                    continue
+                for tokens in range(BUCKET, longest + BUCKET, BUCKET):
+                    self._get(views, min(tokens, longest), how)
 
     @torch.no_grad()
     def sample(
@@ -87,44 +98,80 @@ class GraphEngine(CompiledEngine):
         guidance: Guidance | None = None,
     ) -> Tensor:
         """See `Engine`."""
-        if guidance is not None:
-            return super().sample(observation, noise, guidance=guidance)
         self.model.validate_sampling(observation, noise, committed, guidance)
         images, tokens = self._inputs(observation)
-        length = min(len(tokens) + -len(tokens) % BUCKET, self._config.max_token_len)
-        key = len(images), length, committed is not None
-        captured = self._captured.get(key) or self._capture(*key)
-        captured.images.copy_(images, non_blocking=True)
-        captured.tokens[: len(tokens)].copy_(tokens, non_blocking=True)
-        captured.count.fill_(len(tokens))
-        captured.noise.copy_(noise[0], non_blocking=True)
+        how = How.GUIDED if guidance is not None else How.FREE if committed is None else How.COMMITTED
+        captured = self._get(len(images), len(tokens), how)
+        given: dict[str, Tensor] = {"images": images, "tokens": tokens, "noise": noise[0]}
+        given["count"] = torch.tensor(len(tokens))
         if committed is not None:
-            for target, rows in zip(
-                (captured.given, captured.free), self._given_rows(committed, committed.device), strict=True
-            ):
-                target.copy_(rows, non_blocking=True)
+            given["given"], given["free"] = self._given_rows(committed, committed.device)
+        if guidance is not None:
+            given["target"] = guidance.target[0]
+            given["weights"] = guidance.weights[:, None].expand_as(guidance.target[0])
+            given["max_weight"] = torch.tensor(guidance.max_weight)
+        captured.inputs.set(given)
         captured.replay()
         return captured.actions.clone()[None]
 
-    def _capture(self, views: int, length: int, committed: bool) -> _Captured:
-        config, device = self._config, self.model.device
-        side, shape = config.vision.image_size, (config.action_horizon, config.action_dim)
-        images = torch.zeros(views, 3, side, side, device=device)
-        tokens = torch.zeros(length, dtype=torch.int64, device=device)
-        count = torch.tensor(length, device=device)
-        noise, given = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-        free = torch.ones(shape[0], dtype=torch.bool, device=device)
+    def _get(self, views: int, tokens: int, how: How) -> _Captured:
+        """The graph for so many views and tokens, captured if it is not yet."""
+        longest = self._config.max_token_len
+        # Guidance costs ten times what the padding does, and its graphs are large.
+        length = longest if how is How.GUIDED else min(tokens + -tokens % BUCKET, longest)
+        key = views, length, how
+        if key not in self._captured:
+            self._captured[key] = self._capture(*key)
+        return self._captured[key]
+
+    def _capture(self, views: int, length: int, how: How) -> _Captured:
+        config = self._config
+        side, chunk = config.vision.image_size, (config.action_horizon, config.action_dim)
+        inputs = Inputs(
+            {
+                "images": ((views, 3, side, side), torch.float32),
+                "tokens": ((length,), torch.int64),
+                "count": ((), torch.int64),
+                "noise": (chunk, torch.float32),
+                "given": (chunk, torch.float32),
+                "free": (chunk[:1], torch.bool),
+                "target": (chunk, torch.float32),
+                "weights": (chunk, torch.float32),
+                "max_weight": ((), torch.float32),
+            },
+            self.model.device,
+        )
+        # Something to warm up with.
+        inputs.set({"count": torch.tensor(length), "max_weight": torch.tensor(1.0)})
 
         def run() -> Tensor:
-            if self._sampler is not None:
-                x = torch.where(free[:, None], noise, given) if committed else noise.clone()
-                return self._sampler.sample(images, tokens, count, x, free if committed else None)
-            prefix = self.encode(images, tokens, count)
-            return self.integrate(prefix, noise, given, free) if committed else self.integrate(prefix, noise)
+            inputs.upload()
+            return self._run(inputs, how)
 
-        captured = _Captured(*self._record(run), images, tokens, count, noise, given, free)
-        self._captured[views, length, committed] = captured
-        return captured
+        return _Captured(*self._record(run), inputs)
+
+    def _run(self, inputs: Inputs, how: How) -> Tensor:
+        images, tokens, count, noise = (inputs.there[name] for name in ("images", "tokens", "count", "noise"))
+        given, free = inputs.there["given"], inputs.there["free"]
+        if how is How.GUIDED:
+            target, weights, largest = (inputs.there[name] for name in ("target", "weights", "max_weight"))
+            velocity = pulled(self._velocities(self._prefix(images, tokens, count)), target[None], weights, largest)
+            return integrate(velocity, noise[None], self.num_steps)[0]
+        if self._sampler is not None:
+            x = noise.clone() if how is How.FREE else torch.where(free[:, None], noise, given)
+            return self._sampler.sample(images, tokens, count, x, None if how is How.FREE else free)
+        prefix = self.encode(images, tokens, count)
+        return self.integrate(prefix, noise) if how is How.FREE else self.integrate(prefix, noise, given, free)
+
+    def _prefix(self, images: Tensor, tokens: Tensor, count: Tensor) -> Prefix:
+        """`encode`, by kernels where there are."""
+        if self._sampler is None:
+            return self.encode(images, tokens, count)
+        self._sampler.encode(images, tokens, count)
+        length = len(images) * self._config.vision.tokens + len(tokens)
+        position, mask = self._positions(length, len(tokens), count)
+        cos, sin = rotary_table(position[length:], self._config.language.head_dim)
+        return Prefix(*self._sampler.memory.views(len(position)), (cos, sin), mask)
 
     @staticmethod
     def _require_device(device: torch.device) -> None:

@@ -32,10 +32,7 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 struct Index {
   unsigned x = 0, y = 0, z = 0;
 };
-inline Index threadIdx, blockIdx;
-
-// A block's dynamic shared memory.
-static uint4 memory[1 << 14];
+inline Index threadIdx, blockIdx, gridDim;
 
 inline float __uint_as_float(unsigned v) {
   float f;
@@ -50,95 +47,108 @@ T __ldcg(const T* p) {
 
 namespace emulated {
 
-constexpr int STACK = 1 << 17;
+constexpr int STACK = 1 << 16;
 
 struct Gate {
   int waiting = 0, round = 0;
 };
 
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(STACK);
+  bool ended = false;
+  const Gate* gate = nullptr;  // that it waits at, until this is no longer its round
+  int round = 0;
+};
+
 struct Block {
-  std::vector<ucontext_t> fibers;
-  std::vector<std::vector<char>> stacks;
-  std::vector<char> ended;
+  std::vector<Fiber> fibers;
   std::vector<Gate> warps;
   Gate all;
-  ucontext_t scheduler;
-  std::function<void()> body;
-  int threads = 0, running = 0;
+  std::vector<uint4> shared;
+  unsigned x = 0, y = 0;
+  float lanes[32][32], a[32][16][16], b[32][16][8];
 };
-inline Block* block = nullptr;
 
-inline void yield() { swapcontext(&block->fibers[block->running], &block->scheduler); }
+inline Block* block = nullptr;
+inline int running = 0;
+inline ucontext_t scheduler;
+inline std::function<void()> body;
+
+inline void yield() { swapcontext(&block->fibers[running].context, &scheduler); }
 
 inline void pass(Gate& gate, int members) {
+  Fiber& fiber = block->fibers[running];
   const int round = gate.round;
   if (++gate.waiting == members) {
     gate.waiting = 0;
     ++gate.round;
     return;
   }
-  while (gate.round == round) yield();
+  fiber.gate = &gate, fiber.round = round;
+  yield();
 }
 
 inline void entry() {
-  block->body();
-  block->ended[block->running] = 1;
+  body();
+  block->fibers[running].ended = true;
   while (true) yield();
 }
 
-inline void run_block(int threads, const std::function<void()>& body) {
-  Block b;
-  b.threads = threads;
-  b.body = body;
-  b.fibers.resize(threads);
-  b.stacks.assign(threads, std::vector<char>(STACK));
-  b.ended.assign(threads, 0);
-  b.warps.resize((threads + 31) / 32);
-  block = &b;
-  for (int i = 0; i < threads; ++i) {
-    getcontext(&b.fibers[i]);
-    b.fibers[i].uc_stack.ss_sp = b.stacks[i].data();
-    b.fibers[i].uc_stack.ss_size = STACK;
-    b.fibers[i].uc_link = nullptr;
-    makecontext(&b.fibers[i], entry, 0);
+// Blocks that run at once.
+inline void run(std::vector<Block>& blocks, int threads, std::size_t shared, const std::function<void()>& kernel) {
+  body = kernel;
+  for (Block& b : blocks) {
+    b.fibers = std::vector<Fiber>(threads);
+    b.warps = std::vector<Gate>((threads + 31) / 32);
+    b.shared.resize(shared / sizeof(uint4) + 1);
+    // What no one has written is not a number.
+    std::memset(b.shared.data(), 0xff, b.shared.size() * sizeof(uint4));
+    for (Fiber& f : b.fibers) {
+      getcontext(&f.context);
+      f.context.uc_stack.ss_sp = f.stack.data();
+      f.context.uc_stack.ss_size = STACK;
+      f.context.uc_link = nullptr;
+      makecontext(&f.context, entry, 0);
+    }
   }
   for (bool alive = true; alive;) {
     alive = false;
-    // Backwards, so that what relies on the order of threads shows.
-    for (int i = threads - 1; i >= 0; --i) {
-      if (b.ended[i]) continue;
-      alive = true;
-      b.running = i;
-      threadIdx.x = i;
-      swapcontext(&b.scheduler, &b.fibers[i]);
+    for (Block& b : blocks) {
+      block = &b;
+      blockIdx.x = b.x, blockIdx.y = b.y;
+      // Backwards, so that what relies on the order of threads shows.
+      for (int i = threads - 1; i >= 0; --i) {
+        Fiber& f = b.fibers[i];
+        if (f.ended) continue;
+        alive = true;
+        if (f.gate && f.gate->round == f.round) continue;
+        f.gate = nullptr;
+        running = threadIdx.x = i;
+        swapcontext(&scheduler, &f.context);
+      }
     }
   }
 }
 
-inline Gate& warp() { return block->warps[block->running / 32]; }
-
 }  // namespace emulated
 
-inline void __syncthreads() {
-  emulated::pass(emulated::block->all, emulated::block->threads);
-  threadIdx.x = emulated::block->running;
-}
-inline void __syncwarp() {
-  emulated::pass(emulated::warp(), 32);
-  threadIdx.x = emulated::block->running;
-}
+// A block's dynamic shared memory.
+#define memory (emulated::block->shared.data())
+
+inline void __syncthreads() { emulated::pass(emulated::block->all, int(emulated::block->fibers.size())); }
+inline void __syncwarp() { emulated::pass(emulated::block->warps[emulated::running / 32], 32); }
 
 inline float __shfl_sync(unsigned, float v, int lane) {
-  static float values[64][32];
-  const int i = emulated::block->running;
-  values[i / 32][i % 32] = v;
+  const int i = emulated::running;
+  emulated::block->lanes[i / 32][i % 32] = v;
   __syncwarp();
-  const float other = values[i / 32][lane];
+  const float other = emulated::block->lanes[i / 32][lane];
   __syncwarp();
   return other;
 }
 inline float __shfl_xor_sync(unsigned mask, float v, int offset) {
-  return __shfl_sync(mask, v, emulated::block->running % 32 ^ offset);
+  return __shfl_sync(mask, v, emulated::running % 32 ^ offset);
 }
 inline int min(int a, int b) { return a < b ? a : b; }
 
@@ -157,6 +167,9 @@ inline unsigned pack(float low, float high) { return emulated_round(low) | unsig
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline void copy_async(uint4* shared, const bf16* global) { std::memcpy(shared, global, 16); }
 inline void wait_for_copies() {}
+inline void end_group() {}
+template <int N>
+void wait_for_groups() {}
 template <class T>
 T load_early(const T* p) {
   return *p;
@@ -167,8 +180,9 @@ inline void wait_for_previous() {}
 
 // By the definition of the fragments: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 inline void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-  static float a[64][16][16], b[64][16][8];
-  const int i = emulated::block->running, warp = i / 32, g = i % 32 / 4, t = i % 4;
+  auto& a = emulated::block->a;
+  auto& b = emulated::block->b;
+  const int i = emulated::running, warp = i / 32, g = i % 32 / 4, t = i % 4;
   const unsigned parts[4] = {a0, a1, a2, a3}, columns[2] = {b0, b1};
   for (int n = 0; n < 4; ++n)
     for (int e = 0; e < 2; ++e)
@@ -179,4 +193,9 @@ inline void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a
   for (int e = 0; e < 4; ++e)
     for (int k = 0; k < 16; ++k) c[e] += a[warp][g + e / 2 * 8][k] * b[warp][k][2 * t + e % 2];
   __syncwarp();
+}
+
+inline void arrive_at(unsigned* counter) { ++*counter; }
+inline void wait_until(unsigned* counter, unsigned goal) {
+  while (*counter < goal) emulated::yield();
 }

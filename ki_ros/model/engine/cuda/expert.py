@@ -1,4 +1,4 @@
-"""The action expert by the kernels of `expert.cu`.
+"""The action expert, a phase at a time, by the kernels of `expert.cu`.
 
 Shapes: L actions of a chunk, D action dimension, W width, N heads, K key/value heads, H head dimension.
 """
@@ -24,7 +24,7 @@ ROWS, THREADS, KEYS, ATTEND_WARPS = 16, 256, 32, 4
 MOST_SPLITS = 32
 """Groups of keys that `combine` can add up."""
 
-TILES = {"QKV_TILES": 1, "OUT_TILES": 1, "UP_TILES": 2, "DOWN_TILES": 1}
+TILES = {"QKV_TILES": 2, "OUT_TILES": 2, "UP_TILES": 2, "DOWN_TILES": 2}
 """Columns of a block, in eights: what was fastest on an H200."""
 
 
@@ -61,8 +61,39 @@ def expert_macros(config: KIConfig, tiles: dict[str, int] = TILES) -> dict[str, 
     }
 
 
-class _Modulation(ctypes.Structure):
+class ModulationArgument(ctypes.Structure):
+    """`Modulation` of `expert.cuh`."""
+
     _fields_ = [(name, ctypes.c_void_p) for name in ("gain", "shift", "given_gain", "given_shift", "free")]
+
+
+class EndsArgument(ctypes.Structure):
+    """`Ends` of `expert.cuh`."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("out_weight", "out_bias", "in_weight", "in_bias")]
+
+
+class Buffers:
+    """What passes from phase to phase; rows beyond the chunk's are finite and mean nothing."""
+
+    def __init__(self, model: KIModel, memory: Memory) -> None:
+        config = model.config
+        language = config.language
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=model.device)
+
+        self.splits = memory.capacity // KEYS
+        self.x = zeros(ROWS, config.expert.width)
+        self.queries = zeros(ROWS, language.heads * language.head_dim)
+        self.attended = torch.zeros_like(self.queries)
+        self.hidden = zeros(ROWS, config.expert.mlp)
+        parts = language.heads, self.splits, ROWS
+        self.sums = zeros(*parts, language.head_dim, dtype=torch.float32)
+        self.scales = zeros(*parts, 2, dtype=torch.float32)
+        projections = model.action_out_proj, model.action_in_proj
+        self._projections = [t.detach().float() for p in projections for t in (p.weight, p.bias)]
+        self.ends = EndsArgument(*(t.data_ptr() for t in self._projections))
 
 
 class ExpertKernels:
@@ -74,7 +105,8 @@ class ExpertKernels:
         modulations: of each step.
         given: of time 0.
         memory: keys and values of the prefix; those of the chunk are written behind them.
-        kernels: `expert.cu`, compiled with the `expert_macros` of that configuration and these `tiles`.
+        buffers: of the same model and memory.
+        kernels: `expert.cu`, compiled with the `expert_macros` of that configuration.
     """
 
     def __init__(
@@ -84,36 +116,14 @@ class ExpertKernels:
         modulations: Sequence[Modulation],
         given: Modulation,
         memory: Memory,
+        buffers: Buffers,
         kernels: Launcher,
-        tiles: dict[str, int] = TILES,
     ) -> None:
-        config = model.config
-        language, width = config.language, config.expert.width
-        self._config, self._layers, self._memory, self._kernels = config, layers, memory, kernels
-        self._modulations, self._given = modulations, given
-        self._splits = memory.capacity // KEYS
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=model.device)
-
-        self._x = zeros(ROWS, width)
-        self._queries = zeros(ROWS, language.heads * language.head_dim)
-        self._attended = torch.zeros_like(self._queries)
-        self._hidden = zeros(ROWS, config.expert.mlp)
-        parts = language.heads, self._splits, ROWS
-        self._sums = zeros(*parts, language.head_dim, dtype=torch.float32)
-        self._scales = zeros(*parts, 2, dtype=torch.float32)
-        projections = model.action_out_proj, model.action_in_proj
-        self._ends = [t.detach().float() for p in projections for t in (p.weight, p.bias)]
-        columns = {name: 8 * count for name, count in tiles.items()}
-        halves = (language.heads + 2 * language.kv_heads) * language.head_dim // 2
-        self._blocks = {
-            "project": halves // columns["QKV_TILES"],
-            "add_attended": width // columns["OUT_TILES"],
-            "gate_up": config.expert.mlp // columns["UP_TILES"],
-            "add_hidden": width // columns["DOWN_TILES"],
-        }
-        self._shared = {name: kernels.constant(f"{name.upper()}_SHARED") for name in (*self._blocks, "attend")}
+        self._config, self._layers, self._memory, self._buffers = model.config, layers, memory, buffers
+        self._modulations, self._given, self._kernels = modulations, given, kernels
+        products = "project", "add_attended", "gate_up", "add_hidden"
+        self._blocks = {name: kernels.constant(f"{name.upper()}_BLOCKS") for name in products}
+        self._shared = {name: kernels.constant(f"{name.upper()}_SHARED") for name in (*products, "attend")}
 
     @property
     def steps(self) -> int:
@@ -134,58 +144,41 @@ class ExpertKernels:
             free: (L,) bool, false for the rows that are given; None where none is.
         """
         modulation, weights, language = self._modulations[step], self._layers[layer], self._config.language
-        keys, values = self._memory.keys[layer], self._memory.values[layer]
-        ahead, capacity, splits = (ctypes.c_int(n) for n in (before, self._memory.capacity, self._splits))
+        keys, values, buffers = self._memory.keys[layer], self._memory.values[layer], self._buffers
+        prefix, splits = self._memory.argument(before, count), ctypes.c_int(buffers.splits)
         attention, mlp = 2 * layer, 2 * layer + 1
+        x, found = buffers.x, (buffers.sums, buffers.scales)
 
         def gates(norm: int) -> tuple[Argument, ...]:
             return modulation.gates[norm], self._given.gates[norm], free
 
-        self._start(
-            "project",
-            self._x,
-            weights.qkv.weight,
-            self._norm(modulation, attention, free),
-            self._memory.cosines,
-            self._memory.sines,
-            count,
-            ahead,
-            capacity,
-            self._queries,
-            keys,
-            values,
-            # The prefix's keys and values may come from another stream.
-            early=step > 0,
-        )
-        found = self._sums, self._scales
-        grid = self._splits // ATTEND_WARPS, language.heads
-        block = 32 * ATTEND_WARPS
-        self._start(
-            "attend", self._queries, keys, values, count, ahead, capacity, splits, *found, grid=grid, block=block
-        )
-        grid = self._config.action_horizon, language.heads
-        self._start("combine", *found, count, ahead, splits, self._attended, grid=grid, block=language.head_dim)
-        self._start("add_attended", self._attended, weights.out.weight, *gates(attention), self._x)
-        self._start("gate_up", self._x, weights.gate_up.weight, self._norm(modulation, mlp, free), self._hidden)
-        self._start("add_hidden", self._hidden, weights.down.weight, *gates(mlp), self._x)
+        norm = self._norm(modulation, attention, free)
+        # The prefix's keys and values may come from another stream.
+        self._start("project", x, weights.qkv.weight, norm, prefix, buffers.queries, keys, values, early=step > 0)
+        grid, block = (buffers.splits // ATTEND_WARPS, language.heads), 32 * ATTEND_WARPS
+        self._start("attend", buffers.queries, keys, values, prefix, splits, *found, grid=grid, block=block)
+        grid, block = (self._config.action_horizon, language.heads), language.head_dim
+        self._start("combine", *found, prefix, splits, buffers.attended, grid=grid, block=block)
+        self._start("add_attended", buffers.attended, weights.out.weight, *gates(attention), x)
+        self._start("gate_up", x, weights.gate_up.weight, self._norm(modulation, mlp, free), buffers.hidden)
+        self._start("add_hidden", buffers.hidden, weights.down.weight, *gates(mlp), x)
 
     def advance(self, x: Tensor, step: int, free: Tensor | None = None) -> None:
         """Integrates the velocity of a step into x, after its layers."""
         self._advance(x, step, free, first=False)
 
     def _advance(self, x: Tensor, step: int, free: Tensor | None, *, first: bool) -> None:
-        # As `ki_ros.model.flow.integrate` has it.
-        size = ctypes.c_float(-1.0 / self.steps)
         norm = self._norm(self._modulations[step], -1, free)
-        rows = self._config.action_horizon, 1
-        state = self._x, x
+        grid, state = (self._config.action_horizon, 1), (self._buffers.x, x)
         # The first and what ends the first step come after kernels of others.
-        self._start("advance", ctypes.c_int(first), size, norm, *self._ends, *state, grid=rows, early=step > 0)
+        early = step > 0
+        size = step_size(self.steps)
+        self._start("advance", ctypes.c_int(first), size, norm, self._buffers.ends, *state, grid=grid, early=early)
 
-    def _norm(self, modulation: Modulation, norm: int, free: Tensor | None) -> _Modulation:
+    def _norm(self, modulation: Modulation, norm: int, free: Tensor | None) -> ModulationArgument:
         given = self._given
         tensors = modulation.gains[norm], modulation.shifts[norm], given.gains[norm], given.shifts[norm]
-        return _Modulation(*(t.data_ptr() for t in tensors), None if free is None else free.data_ptr())
+        return ModulationArgument(*(t.data_ptr() for t in tensors), None if free is None else free.data_ptr())
 
     def _start(
         self,
@@ -197,3 +190,8 @@ class ExpertKernels:
     ) -> None:
         grid = grid or (self._blocks[name], 1)
         self._kernels.launch(name, grid, block, arguments, shared=self._shared.get(name, 0), early=early)
+
+
+def step_size(steps: int) -> ctypes.c_float:
+    """Of the integration, as `ki_ros.model.flow.integrate` has it."""
+    return ctypes.c_float(-1.0 / steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,16 @@ from ki_ros.model.layers import rotary_embedding
 
 _ALIGNMENT = 128
 """Keys that are read at once by a block, whether or not all are there."""
+
+
+class PrefixArgument(ctypes.Structure):
+    """`Prefix` of `expert.cuh`."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("cosines", "sines", "count")),
+        ("before", ctypes.c_int),
+        ("capacity", ctypes.c_int),
+    ]
 
 
 class Memory:
@@ -41,3 +53,8 @@ class Memory:
     def views(self, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the first tokens, (depth, length, K, H) each."""
         return self.keys[:, :length], self.values.permute(0, 3, 1, 2)[:, :length]
+
+    def argument(self, before: int, count: Tensor) -> PrefixArgument:
+        """Of a prefix of `before` tokens and then `count` (int64, no dimension) of its prompt."""
+        tables = self.cosines, self.sines, count
+        return PrefixArgument(*(t.data_ptr() for t in tables), before, self.capacity)

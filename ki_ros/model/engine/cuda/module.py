@@ -19,13 +19,29 @@ class KernelError(RuntimeError):
 
 
 class Launcher(Protocol):
-    """Compiled kernels."""
+    """Compiled kernels, and the device that they are for.
+
+    Attributes:
+        multiprocessors: how many there are.
+        most_shared: bytes of shared memory that a block can have.
+    """
+
+    multiprocessors: int
+    most_shared: int
 
     def constant(self, name: str) -> int:
         """An `int` constant of the source."""
 
     def launch(
-        self, name: str, grid: tuple[int, int], block: int, arguments: tuple[Argument, ...], *, shared: int, early: bool
+        self,
+        name: str,
+        grid: tuple[int, int],
+        block: int,
+        arguments: tuple[Argument, ...],
+        *,
+        shared: int = 0,
+        early: bool = False,
+        together: bool = False,
     ) -> None:
         """Starts a kernel on the current stream.
 
@@ -35,6 +51,7 @@ class Launcher(Protocol):
             arguments: in order; what they point to must live until the kernel has ended.
             shared: bytes of dynamic shared memory of a block.
             early: it may begin before the kernel ahead of it ends, see `ptx.cuh`. That one must be of this module.
+            together: its blocks wait for each other, so all of them must run at once.
         """
 
 
@@ -56,6 +73,11 @@ class Module:
             raise KernelError(f"cuda-bindings cannot be imported ({error}); pip install cuda-bindings") from error
         self._driver, self._nvrtc = driver, nvrtc
         major, minor = torch.cuda.get_device_capability()
+        attribute, device = driver.CUdevice_attribute, torch.cuda.current_device()
+        self.multiprocessors = torch.cuda.get_device_properties().multi_processor_count
+        self.most_shared = self._call(
+            driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, device)
+        )
         cubin = self._compile(source, [f"-D{name}={size}" for name, size in sizes.items()], f"sm_{major}{minor}")
         # Torch makes the context, so that both use the same.
         torch.cuda.current_stream().synchronize()
@@ -73,7 +95,15 @@ class Module:
         return value.value
 
     def launch(
-        self, name: str, grid: tuple[int, int], block: int, arguments: tuple[Argument, ...], *, shared: int, early: bool
+        self,
+        name: str,
+        grid: tuple[int, int],
+        block: int,
+        arguments: tuple[Argument, ...],
+        *,
+        shared: int = 0,
+        early: bool = False,
+        together: bool = False,
     ) -> None:
         """See `Launcher`."""
         driver = self._driver
@@ -85,11 +115,16 @@ class Module:
         config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
         config.sharedMemBytes = shared
         config.hStream = torch.cuda.current_stream().cuda_stream
+        attributes = []
         if early and self._can_be_early:
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-            attribute.value.programmaticStreamSerializationAllowed = 1
-            config.attrs, config.numAttrs = [attribute], 1
+            attributes.append(driver.CUlaunchAttribute())
+            attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attributes[-1].value.programmaticStreamSerializationAllowed = 1
+        if together:
+            attributes.append(driver.CUlaunchAttribute())
+            attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+            attributes[-1].value.cooperative = 1
+        config.attrs, config.numAttrs = attributes, len(attributes)
         self._call(driver.cuLaunchKernelEx(config, function, ctypes.addressof(pointers), 0))
 
     def _function(self, name: str, shared: int) -> Any:

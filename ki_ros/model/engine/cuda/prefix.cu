@@ -4,8 +4,9 @@
 
 #include "common.cuh"
 
-constexpr int ROW_WARPS = 4;  // rows of a block, one for each warp
-constexpr int MOST = 10;      // chunks of 256 values of a row
+constexpr int ROW_WARPS = 4;  // of a row in the norms
+constexpr int ROW_THREADS = 32 * ROW_WARPS;
+constexpr int MOST = 3;  // times that a thread reads 8 values of a row
 
 struct Eight {
   float v[8];
@@ -23,84 +24,100 @@ struct Eight {
 __device__ __forceinline__ Eight read(const bf16* p) { return Eight(*reinterpret_cast<const uint4*>(p)); }
 __device__ __forceinline__ void write(bf16* p, const Eight& e) { *reinterpret_cast<uint4*>(p) = e.packed(); }
 
-// normed = (x - mean) / deviation * gain + shift; then x += bias, that of the product which is added to x next.
-extern "C" __global__ void __launch_bounds__(32 * ROW_WARPS)
-    layer_norm(bf16* x, const bf16* gain, const bf16* shift, const bf16* bias, bf16* normed, int rows, int width) {
-  const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (row >= rows) return;
-  x += (long long)row * width, normed += (long long)row * width;
-  uint4 kept[MOST];
+// Over the threads of a block; `part` has a place for each warp.
+__device__ __forceinline__ float sum_of_block(float v, float (&part)[ROW_WARPS]) {
+  v = sum_of_warp(v);
+  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
+  __syncthreads();
+  v = 0.f;
+#pragma unroll
+  for (int w = 0; w < ROW_WARPS; ++w) v += part[w];
+  return v;
+}
+
+// normed = (x - mean) / deviation * gain + shift; then x += bias, that of the product which is added to x next. A block
+// is a row.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+    layer_norm(bf16* x, const bf16* gain, const bf16* shift, const bf16* bias, bf16* normed, int width) {
+  __shared__ float sums[ROW_WARPS], squares[ROW_WARPS];
+  const int first = threadIdx.x * 8;
+  x += (long long)blockIdx.x * width, normed += (long long)blockIdx.x * width;
+  uint4 kept[MOST], gains[MOST], shifts[MOST], biases[MOST];
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) {
+    const int c = first + i * ROW_THREADS * 8;
+    if (c >= width) continue;
+    kept[i] = load(x + c), gains[i] = load(gain + c), shifts[i] = load(shift + c);
+    if (bias) biases[i] = load(bias + c);
+  }
   float sum = 0.f, square = 0.f;
 #pragma unroll
   for (int i = 0; i < MOST; ++i) {
-    const int c = i * 256 + lane * 8;
-    if (c >= width) break;
-    kept[i] = *reinterpret_cast<const uint4*>(x + c);
-  }
-#pragma unroll
-  for (int i = 0; i < MOST; ++i) {
-    if (i * 256 + lane * 8 >= width) break;
+    if (first + i * ROW_THREADS * 8 >= width) continue;
     const Eight e(kept[i]);
 #pragma unroll
     for (int j = 0; j < 8; ++j) sum += e.v[j];
   }
-  const float mean = sum_of_warp(sum) / width;
+  const float mean = sum_of_block(sum, sums) / width;
 #pragma unroll
   for (int i = 0; i < MOST; ++i) {
-    if (i * 256 + lane * 8 >= width) break;
+    if (first + i * ROW_THREADS * 8 >= width) continue;
     const Eight e(kept[i]);
 #pragma unroll
     for (int j = 0; j < 8; ++j) square += (e.v[j] - mean) * (e.v[j] - mean);
   }
-  const float scale = rsqrtf(sum_of_warp(square) / width + EPS);
+  const float scale = rsqrtf(sum_of_block(square, squares) / width + EPS);
 #pragma unroll
   for (int i = 0; i < MOST; ++i) {
-    const int c = i * 256 + lane * 8;
-    if (c >= width) break;
+    const int c = first + i * ROW_THREADS * 8;
+    if (c >= width) continue;
     Eight e(kept[i]), out;
-    const Eight a = read(gain + c), b = read(shift + c);
+    const Eight a(gains[i]), b(shifts[i]);
 #pragma unroll
     for (int j = 0; j < 8; ++j) out.v[j] = (e.v[j] - mean) * scale * a.v[j] + b.v[j];
     write(normed + c, out);
     if (!bias) continue;
-    const Eight d = read(bias + c);
+    const Eight d(biases[i]);
 #pragma unroll
     for (int j = 0; j < 8; ++j) e.v[j] += d.v[j];
     write(x + c, e);
   }
 }
 
-// normed = x / rms(x) * gain
-extern "C" __global__ void __launch_bounds__(32 * ROW_WARPS)
-    rms_norm(const bf16* x, const float* gain, bf16* normed, int rows, int width) {
-  const int row = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (row >= rows) return;
-  x += (long long)row * width, normed += (long long)row * width;
+// normed = x / rms(x) * gain. A block is a row.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+    rms_norm(const bf16* x, const float* gain, bf16* normed, int width) {
+  __shared__ float squares[ROW_WARPS];
+  const int first = threadIdx.x * 8;
+  x += (long long)blockIdx.x * width, normed += (long long)blockIdx.x * width;
   uint4 kept[MOST];
+  float4 gains[MOST][2];
   float square = 0.f;
 #pragma unroll
   for (int i = 0; i < MOST; ++i) {
-    const int c = i * 256 + lane * 8;
-    if (c >= width) break;
-    kept[i] = *reinterpret_cast<const uint4*>(x + c);
+    const int c = first + i * ROW_THREADS * 8;
+    if (c >= width) continue;
+    kept[i] = load(x + c);
+    gains[i][0] = *reinterpret_cast<const float4*>(gain + c);
+    gains[i][1] = *reinterpret_cast<const float4*>(gain + c + 4);
   }
 #pragma unroll
   for (int i = 0; i < MOST; ++i) {
-    if (i * 256 + lane * 8 >= width) break;
+    if (first + i * ROW_THREADS * 8 >= width) continue;
     const Eight e(kept[i]);
 #pragma unroll
     for (int j = 0; j < 8; ++j) square += e.v[j] * e.v[j];
   }
-  const float scale = rsqrtf(sum_of_warp(square) / width + EPS);
+  const float scale = rsqrtf(sum_of_block(square, squares) / width + EPS);
 #pragma unroll
   for (int i = 0; i < MOST; ++i) {
-    const int c = i * 256 + lane * 8;
-    if (c >= width) break;
+    const int c = first + i * ROW_THREADS * 8;
+    if (c >= width) continue;
     Eight e(kept[i]);
-    const float4 a = *reinterpret_cast<const float4*>(gain + c), b = *reinterpret_cast<const float4*>(gain + c + 4);
-    const float gains[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    const float4 a = gains[i][0], b = gains[i][1];
+    const float g[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
-    for (int j = 0; j < 8; ++j) e.v[j] *= scale * gains[j];
+    for (int j = 0; j < 8; ++j) e.v[j] *= scale * g[j];
     write(normed + c, e);
   }
 }

@@ -18,7 +18,7 @@ from ki_ros.model.engine.cuda.module import Argument, Launcher
 from ki_ros.model.engine.packed import LayerWeights, VisionWeights
 from ki_ros.model.model import KIModel
 
-ROW_WARPS, MOST_WIDTH, THREADS, ROTATED_ROWS = 4, 2560, 256, 8
+ROW_THREADS, MOST_WIDTH, THREADS, ROTATED_ROWS = 128, 3072, 256, 8
 """As in `prefix.cu`."""
 
 
@@ -85,11 +85,11 @@ class PrefixKernels:
         x = torch.cat((views, self._backbone.language_model.embed(tokens)))
         seen = F.pad((count + len(views)).to(torch.int32)[None], (1, 0))
         language, rows = self._config.language, ctypes.c_int(len(x))
-        capacity, width = ctypes.c_int(self._memory.capacity), self._config.language.width
+        capacity, width = ctypes.c_int(self._memory.capacity), ctypes.c_int(language.width)
         last = len(self._language) - 1
         for layer, weights in enumerate(self._language):
             normed = torch.empty_like(x)
-            self._start("rms_norm", x, weights.gains[0], normed, rows, ctypes.c_int(width), grid=_rows(x))
+            self._start("rms_norm", x, weights.gains[0], normed, width, grid=(len(x), 1))
             projected = F.linear(normed, weights.qkv.weight)
             self._start(
                 "rotate_prefix",
@@ -108,7 +108,7 @@ class PrefixKernels:
             if layer == last:
                 return
             x.addmm_(self._attend(projected, seen), weights.out.weight.t())
-            self._start("rms_norm", x, weights.gains[1], normed, rows, ctypes.c_int(width), grid=_rows(x))
+            self._start("rms_norm", x, weights.gains[1], normed, width, grid=(len(x), 1))
             both = F.linear(normed, weights.gate_up.weight)
             hidden = both.new_empty(len(x), language.mlp)
             grid = -(-language.mlp // (8 * THREADS)), len(x)
@@ -138,8 +138,7 @@ class PrefixKernels:
         return self._backbone.multi_modal_projector(normed)
 
     def _layer_norm(self, x: Tensor, norm: tuple[Tensor, Tensor], bias: Tensor | None, normed: Tensor) -> None:
-        sizes = ctypes.c_int(len(x)), ctypes.c_int(x.shape[1])
-        self._start("layer_norm", x, *norm, bias, normed, *sizes, grid=_rows(x))
+        self._start("layer_norm", x, *norm, bias, normed, ctypes.c_int(x.shape[1]), grid=(len(x), 1))
 
     def _attend(self, projected: Tensor, seen: Tensor) -> Tensor:
         """All queries to the keys of `seen` (0, tokens): (T, N * H), of projected (T, (N + 2 K) * H)."""
@@ -156,12 +155,8 @@ class PrefixKernels:
         k, v = (t.repeat_interleave(language.heads // language.kv_heads, 1) for t in (k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[0].transpose(0, 1).flatten(1)
 
-    def _start(self, name: str, *arguments: Argument, grid: tuple[int, int], block: int = 32 * ROW_WARPS) -> None:
-        self._kernels.launch(name, grid, block, arguments, shared=0, early=False)
-
-
-def _rows(x: Tensor) -> tuple[int, int]:
-    return -(-len(x) // ROW_WARPS), 1
+    def _start(self, name: str, *arguments: Argument, grid: tuple[int, int], block: int = ROW_THREADS) -> None:
+        self._kernels.launch(name, grid, block, arguments)
 
 
 def _gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -12,6 +12,15 @@ __device__ __forceinline__ void copy_async(uint4* shared, const bf16* global) {
                : "memory");
 }
 
+// Ends a group of copies.
+__device__ __forceinline__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for all groups of this thread but the last N.
+template <int N>
+__device__ __forceinline__ void wait_for_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Of what is older than the kernel before: stays ahead of `wait_for_previous`.
@@ -73,4 +82,16 @@ __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+// What this thread, and those of its block that it has synchronised with, have written is there for who sees it count.
+__device__ __forceinline__ void arrive_at(unsigned* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+__device__ __forceinline__ void wait_until(unsigned* counter, unsigned goal) {
+  unsigned seen;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  } while (seen < goal);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,14 +10,17 @@ import torch
 from torch import Tensor
 
 from ki_ros.model.config import KIConfig
-from ki_ros.model.engine.cuda.expert import ExpertKernels, expert_macros, expert_unsupported
+from ki_ros.model.engine.cuda.expert import Buffers, ExpertKernels, expert_macros, expert_unsupported
 from ki_ros.model.engine.cuda.memory import Memory
 from ki_ros.model.engine.cuda.module import Launcher, Module
 from ki_ros.model.engine.cuda.prefix import PrefixKernels, prefix_macros, prefix_unsupported
+from ki_ros.model.engine.cuda.steps import StepsKernel, steps_macros, steps_unsupported
 from ki_ros.model.engine.modulation import Modulation
 from ki_ros.model.engine.packed import LayerWeights, VisionWeights
 from ki_ros.model.model import KIModel
 from ki_ros.rig import POLICY_SLOTS
+
+logger = logging.getLogger(__name__)
 
 
 def longest_prefix(config: KIConfig) -> int:
@@ -56,10 +60,23 @@ class KernelSampler:
         self._tokens, self._device = config.vision.tokens, model.device
         self.memory = Memory(config, longest_prefix(config), model.device)
         self._side = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+        buffers = Buffers(model, self.memory)
         kernels = compile("expert.cu", expert_macros(config))
-        self._expert = ExpertKernels(model, expert, modulations, given, self.memory, kernels)
+        self._expert = ExpertKernels(model, expert, modulations, given, self.memory, buffers, kernels)
         kernels = compile("prefix.cu", prefix_macros(config))
         self._prefix = PrefixKernels(model, vision, language, self.memory, kernels)
+        kernels = compile("steps.cu", steps_macros(config))
+        self._steps: StepsKernel | None = None
+        reason = steps_unsupported(config, buffers.splits, kernels)
+        if reason is None:
+            self._steps = StepsKernel(expert, modulations, given, self.memory, buffers, kernels)
+        else:
+            logger.info("each phase of the expert is a kernel, for all of them as one cannot run: %s", reason)
+
+    def encode(self, images: Tensor, tokens: Tensor, count: Tensor) -> None:
+        """Writes the keys and values of an observation to the memory; arguments are those of `sample`."""
+        for _ in self._prefix.encode(images, tokens, count):
+            pass
 
     def sample(self, images: Tensor, tokens: Tensor, count: Tensor, x: Tensor, free: Tensor | None = None) -> Tensor:
         """Actions (L, D) float32.
@@ -81,6 +98,9 @@ class KernelSampler:
         if self._side is not None:
             torch.cuda.current_stream().wait_stream(self._side)
         self._expert.advance(x, 0, free)
+        if self._steps is not None:
+            self._steps.run(x, 1, before, count, free)
+            return x
         for step in range(1, self._expert.steps):
             for layer in range(layers):
                 self._expert.layer(step, layer, before, count, free)

@@ -1,0 +1,579 @@
+// The action expert for one observation, in phases: six for each layer, one for each step of the integration. The
+// kernels of `expert.cu` are one phase each; that of `steps.cu` is all of them.
+//
+// A chunk has few rows, so a product takes as long as its weights need to come from memory. Each phase can ask for its
+// weights before what it depends on is there. Warps share the summed dimension: each reads its share of the weights
+// straight into the operands of the tensor cores, and the shares are added at the end, in a fixed order.
+//
+// The summed dimension may be taken in any order if both operands agree: in each 32 values, lane t takes the 8 from 8 t
+// on, which is one load of 16 bytes, for two products of 16.
+//
+// The compiler is given: LIVE rows (at most 16), WIDTH, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, ACTIONS.
+// Buffers of rows have 16 of them; what is beyond LIVE is finite and means nothing.
+
+#pragma once
+
+#include "common.cuh"
+
+constexpr int ROWS = 16;
+constexpr int WARPS = 8;
+constexpr int THREADS = 32 * WARPS;
+constexpr int KEYS = 32;           // that a warp attends to
+constexpr int STRIDE = WIDTH + 32;  // of a row in shared memory: 64 bytes more, so that two rows are in different banks
+constexpr int TILE = ROWS * 8;     // values of a tile: 8 columns
+
+extern __shared__ uint4 memory[];
+
+// Products
+
+// Of a lane; in two parts, so that a product waits for fewer others.
+template <int TILES>
+struct Sums {
+  float even[TILES][4] = {};
+  float odd[TILES][4] = {};
+};
+
+// A warp's share of the weights of TILES tiles, in shared memory. Each thread reads only what it has copied itself, so
+// nobody waits for others, and it lies as it is read.
+template <int K, int TILES>
+struct Weights {
+  static constexpr int SHARE = K / WARPS;
+  static constexpr int CHUNKS = SHARE / 32;
+  static_assert(SHARE % 32 == 0, "each warp takes chunks of 32 of the summed dimension");
+  uint4 part[TILES][CHUNKS][THREADS];
+
+  // `row` is the first of the tile's 8 rows of the matrix (out, K).
+  __device__ __forceinline__ void copy_tile(int tile, const bf16* weight, int row) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const bf16* p = weight + (long long)(row + lane / 4) * K + warp * SHARE + lane % 4 * 8;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c) copy_async(&part[tile][c][threadIdx.x], p + 32 * c);
+  }
+
+  __device__ __forceinline__ void multiply(Sums<TILES>& sums, int c, uint4 first, uint4 second) const {
+#pragma unroll
+    for (int n = 0; n < TILES; ++n) {
+      const uint4 w = part[n][c][threadIdx.x];
+      mma(sums.even[n], first.x, second.x, first.y, second.y, w.x, w.y);
+      mma(sums.odd[n], first.z, second.z, first.w, second.w, w.z, w.w);
+    }
+  }
+};
+
+// Sums of the warps' shares: out[tile][row][column of 8], in the order of the warps.
+template <int TILES>
+struct Shares {
+  float of[WARPS][TILES][TILE];
+
+  __device__ __forceinline__ void put(const Sums<TILES>& sums) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int n = 0; n < TILES; ++n) {
+      float* p = of[warp][n] + lane / 4 * 8 + lane % 4 * 2;
+      *reinterpret_cast<float2*>(p) = make_float2(sums.even[n][0] + sums.odd[n][0], sums.even[n][1] + sums.odd[n][1]);
+      *reinterpret_cast<float2*>(p + 64) =
+          make_float2(sums.even[n][2] + sums.odd[n][2], sums.even[n][3] + sums.odd[n][3]);
+    }
+  }
+
+  __device__ __forceinline__ float sum(int tile, int place) const {
+    float s = 0.f;
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) s += of[w][tile][place];
+    return s;
+  }
+};
+
+// Norms
+
+// What a step does to the norms, and what time 0 does for the rows that are given.
+struct Modulation {
+  const float* gain;
+  const float* shift;
+  const float* given_gain;
+  const float* given_shift;
+  const unsigned char* free;  // of each row; null: all are
+
+  __device__ __forceinline__ bool given(int row) const { return free && row < LIVE && !free[row]; }
+};
+
+// Each warp normalises two rows; a lane has the same columns of both, 8 of each 256.
+constexpr int LOADS = WIDTH / 256;
+static_assert(WIDTH % 256 == 0, "a warp reads 256 values at once");
+
+struct Gains {
+  float4 gain[2 * LOADS], shift[2 * LOADS];
+
+  __device__ __forceinline__ void load(const float* gains, const float* shifts) {
+    const int begin = threadIdx.x % 32 * 8;
+#pragma unroll
+    for (int i = 0; i < 2 * LOADS; ++i) {
+      const int c = begin + i / 2 * 256 + i % 2 * 4;
+      gain[i] = load_early(reinterpret_cast<const float4*>(gains + c));
+      shift[i] = load_early(reinterpret_cast<const float4*>(shifts + c));
+    }
+  }
+};
+
+struct NormedRows {
+  bf16 rows[ROWS * STRIDE];
+
+  // x / rms(x) * gain + shift of all rows; `gains` are those of the step.
+  __device__ __forceinline__ void normalise(const bf16* x, const Modulation& m, const Gains& gains) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint4 v[2][LOADS];
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int i = 0; i < LOADS; ++i) v[half][i] = load(x + (warp + 8 * half) * WIDTH + i * 256 + lane * 8);
+    __syncwarp();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = warp + 8 * half;
+      float square = 0.f;
+#pragma unroll
+      for (int i = 0; i < LOADS; ++i) {
+        const unsigned w[4] = {v[half][i].x, v[half][i].y, v[half][i].z, v[half][i].w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) square += low(w[j]) * low(w[j]) + high(w[j]) * high(w[j]);
+      }
+      const float scale = rsqrtf(sum_of_warp(square) / WIDTH + EPS);
+      if (m.given(row)) {
+        Gains given;
+        given.load(m.given_gain, m.given_shift);
+        put(row, v[half], scale, given);
+      } else {
+        put(row, v[half], scale, gains);
+      }
+    }
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void put(int row, const uint4 (&v)[LOADS], float scale, const Gains& gains) {
+#pragma unroll
+    for (int i = 0; i < LOADS; ++i) {
+      const float4 a = gains.gain[2 * i], b = gains.shift[2 * i];
+      const float4 c = gains.gain[2 * i + 1], d = gains.shift[2 * i + 1];
+      uint4 out;
+      out.x = pack(low(v[i].x) * scale * a.x + b.x, high(v[i].x) * scale * a.y + b.y);
+      out.y = pack(low(v[i].y) * scale * a.z + b.z, high(v[i].y) * scale * a.w + b.w);
+      out.z = pack(low(v[i].z) * scale * c.x + d.x, high(v[i].z) * scale * c.y + d.y);
+      out.w = pack(low(v[i].w) * scale * c.z + d.z, high(v[i].w) * scale * c.w + d.w);
+      *reinterpret_cast<uint4*>(rows + row * STRIDE + i * 256 + threadIdx.x % 32 * 8) = out;
+    }
+  }
+
+  // Products of the rows with weights that have arrived; `shares` may lie where the rows do.
+  template <int TILES>
+  __device__ __forceinline__ void multiply(const Weights<WIDTH, TILES>& weights, Shares<TILES>& shares) const {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    Sums<TILES> sums;
+    const bf16* p = rows + lane / 4 * STRIDE + warp * weights.SHARE + lane % 4 * 8;
+#pragma unroll
+    for (int c = 0; c < weights.CHUNKS; ++c)
+      weights.multiply(sums, c, *reinterpret_cast<const uint4*>(p + 32 * c),
+                       *reinterpret_cast<const uint4*>(p + 8 * STRIDE + 32 * c));
+    __syncthreads();
+    shares.put(sums);
+    __syncthreads();
+  }
+};
+
+// How many of a block's values each thread has to finish.
+template <int TILES>
+constexpr int PLACES = (TILES * TILE + THREADS - 1) / THREADS;
+
+// Where an observation's keys and values are, and how many there are.
+struct Prefix {
+  const float* cosines;  // (.., HEAD_DIM / 2), of each position
+  const float* sines;
+  const long long* count;  // tokens of the prompt
+  int before;              // tokens ahead of the prompt
+  int capacity;
+
+  __device__ __forceinline__ int valid() const { return before + int(*count); }
+};
+
+// Query, key and value: TILES tiles of a head's first half and those of its second that are rotated with them.
+//
+// queries: (16, HEADS * HEAD_DIM); keys: (capacity, KV_HEADS * HEAD_DIM); values: (KV_HEADS * HEAD_DIM, capacity). Keys
+// and values of the live rows come behind those of the prefix.
+template <int TILES>
+struct Projection {
+  static constexpr int HALF = HEAD_DIM / 2, PER_HEAD = HALF / 8 / TILES;
+  static constexpr int BLOCKS = (HEADS + 2 * KV_HEADS) * PER_HEAD;
+  static_assert(HALF % (8 * TILES) == 0, "a block stays in one head");
+  int head, column, start;
+  float cosine[PLACES<TILES>], sine[PLACES<TILES>];
+
+  __device__ __forceinline__ explicit Projection(int block)
+      : head(block / PER_HEAD), column(block % PER_HEAD * TILES * 8), start(0) {}
+
+  __device__ __forceinline__ void copy(Weights<WIDTH, 2 * TILES>& weights, const bf16* weight) const {
+#pragma unroll
+    for (int n = 0; n < 2 * TILES; ++n)
+      weights.copy_tile(n, weight, head * HEAD_DIM + n / TILES * HALF + column + n % TILES * 8);
+  }
+
+  __device__ __forceinline__ void load_rotation(const Prefix& prefix) {
+    start = prefix.valid();
+#pragma unroll
+    for (int n = 0; n < PLACES<TILES>; ++n) {
+      const int i = threadIdx.x + n * THREADS, row = min(i % TILE / 8, LIVE - 1);
+      const int at = (start + row) * HALF + column + min(i / TILE, TILES - 1) * 8 + i % 8;
+      cosine[n] = load_early(prefix.cosines + at), sine[n] = load_early(prefix.sines + at);
+    }
+  }
+
+  __device__ __forceinline__ void finish(const Shares<2 * TILES>& shares, int capacity, bf16* queries, bf16* keys,
+                                         bf16* values) const {
+#pragma unroll
+    for (int n = 0; n < PLACES<TILES>; ++n) {
+      const int i = threadIdx.x + n * THREADS;
+      if (i >= TILES * TILE) continue;
+      const int tile = i / TILE, place = i % TILE, row = place / 8, d = column + tile * 8 + place % 8;
+      if (row >= LIVE) continue;
+      float a = shares.sum(tile, place), b = shares.sum(TILES + tile, place);
+      if (head < HEADS + KV_HEADS) {
+        // Rotation is of what the product has become in its dtype.
+        a = value(rounded(a)), b = value(rounded(b));
+        const float rotated = a * cosine[n] - b * sine[n];
+        b = b * cosine[n] + a * sine[n], a = rotated;
+      }
+      if (head < HEADS) {
+        bf16* p = queries + (row * HEADS + head) * HEAD_DIM + d;
+        p[0] = rounded(a), p[HALF] = rounded(b);
+      } else if (head < HEADS + KV_HEADS) {
+        bf16* p = keys + ((long long)(start + row) * KV_HEADS + head - HEADS) * HEAD_DIM + d;
+        p[0] = rounded(a), p[HALF] = rounded(b);
+      } else {
+        bf16* p = values + (long long)((head - HEADS - KV_HEADS) * HEAD_DIM + d) * capacity + start + row;
+        p[0] = rounded(a), p[(long long)HALF * capacity] = rounded(b);
+      }
+    }
+  }
+};
+
+// Attention
+
+// The keys and values of a warp, in shared memory, as its lanes read them; each lane reads what it has copied itself.
+struct KeysValues {
+  uint4 keys[HEAD_DIM / 32][4][32];
+  uint4 values[HEAD_DIM / 8][32];
+};
+
+// A warp's attention of one head to 32 keys: sums (HEADS, splits, 16, HEAD_DIM) that are not yet divided, and for each
+// row (HEADS, splits, 16, 2) their largest score, in units of a factor of two, and what to divide by.
+//
+// Column c = 2 t + b of score tile j is key 8 t + 2 j + b: so the weights that a lane has are those of 8 keys that
+// follow one another, and it reads their values at once.
+struct Attention {
+  static constexpr int CHUNKS = HEAD_DIM / 32, TILES = HEAD_DIM / 8;
+  int head, split, base, total;
+  bool has_new;  // keys that are not the prefix's
+
+  __device__ __forceinline__ Attention(int head, int split, int valid)
+      : head(head), split(split), base(split * KEYS), total(valid + LIVE), has_new(base + KEYS > valid) {}
+
+  __device__ __forceinline__ bool empty() const { return base >= total; }
+
+  __device__ __forceinline__ void copy(KeysValues& into, const bf16* keys, const bf16* values, int capacity) const {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, kv_head = head / (HEADS / KV_HEADS);
+    const bf16* key = keys + ((long long)(base + g / 2 * 8 + g % 2) * KV_HEADS + kv_head) * HEAD_DIM + t * 8;
+    const bf16* value = values + (long long)(kv_head * HEAD_DIM + g) * capacity + base + t * 8;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) copy_async(&into.keys[c][j][lane], key + 2 * j * KV_HEADS * HEAD_DIM + 32 * c);
+#pragma unroll
+    for (int n = 0; n < TILES; ++n) copy_async(&into.values[n][lane], value + (long long)8 * n * capacity);
+  }
+
+  struct Queries {
+    uint4 first[CHUNKS], second[CHUNKS];
+  };
+
+  __device__ __forceinline__ Queries load_queries(const bf16* queries) const {
+    const bf16* row = queries + (threadIdx.x % 32 / 4 * HEADS + head) * HEAD_DIM + threadIdx.x % 4 * 8;
+    Queries q;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c)
+      q.first[c] = load(row + 32 * c), q.second[c] = load(row + 8 * HEADS * HEAD_DIM + 32 * c);
+    // All loads are under way before the first is waited for: the compiler moves none across this.
+    __syncwarp();
+    return q;
+  }
+
+  // Of keys and values that have arrived.
+  __device__ __forceinline__ void run(const KeysValues& of, const Queries& q, int splits, float* sums,
+                                      float* scales) const {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    float scores[4][4] = {};
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const uint4 k = of.keys[c][j][lane];
+        mma(scores[j], q.first[c].x, q.second[c].x, q.first[c].y, q.second[c].y, k.x, k.y);
+        mma(scores[j], q.first[c].z, q.second[c].z, q.first[c].w, q.second[c].w, k.z, k.w);
+      }
+    const float scale = LOG2E * rsqrtf(float(HEAD_DIM));
+    unsigned weights[4][2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = MINUS_INFINITY;
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+#pragma unroll
+        for (int b = 0; b < 2; ++b) {
+          float& score = scores[j][2 * half + b];
+          score = base + 8 * t + 2 * j + b < total ? score * scale : MINUS_INFINITY;
+          largest = fmaxf(largest, score);
+        }
+      // The first key is there, so the largest score is a number.
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+      float sum = 0.f;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float a = exp2_fast(scores[j][2 * half] - largest), b = exp2_fast(scores[j][2 * half + 1] - largest);
+        weights[j][half] = pack(a, b);
+        sum += a + b;
+      }
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      if (t == 0) {
+        float* p = scales + ((long long)(head * splits + split) * ROWS + g + 8 * half) * 2;
+        p[0] = largest, p[1] = sum;
+      }
+    }
+    float* out = sums + ((long long)(head * splits + split) * ROWS + g) * HEAD_DIM + 2 * t;
+#pragma unroll 8
+    for (int n = 0; n < TILES; ++n) {
+      const uint4 v = of.values[n][lane];
+      float o[4] = {};
+      mma(o, weights[0][0], weights[0][1], weights[1][0], weights[1][1], v.x, v.y);
+      mma(o, weights[2][0], weights[2][1], weights[3][0], weights[3][1], v.z, v.w);
+      *reinterpret_cast<float2*>(out + 8 * n) = make_float2(o[0], o[1]);
+      *reinterpret_cast<float2*>(out + 8 * HEAD_DIM + 8 * n) = make_float2(o[2], o[3]);
+    }
+  }
+};
+
+struct Parts {
+  float of[4][HEAD_DIM];
+};
+
+// What the warps found of a row of a head, as one, into attended (16, HEADS * HEAD_DIM). Each quarter of HEAD_DIM
+// threads takes every fourth split. At most 32 splits: a lane knows the scale of one.
+__device__ __forceinline__ void combine_row(Parts& parts, int row, int head, int total, int splits, const float* sums,
+                                            const float* scales, bf16* attended) {
+  constexpr int QUARTER = HEAD_DIM / 4;
+  static_assert(QUARTER % 32 == 0 && HEAD_DIM <= THREADS, "a quarter is of whole warps");
+  const int lane = threadIdx.x % 32, i = threadIdx.x, used = (total + KEYS - 1) / KEYS;
+  const int quarter = i / QUARTER, d = i % QUARTER * 4;
+  float divisor = 0.f;
+  if (i < HEAD_DIM) {
+    const float* scale = scales + (((long long)head * splits + lane) * ROWS + row) * 2;
+    const float* sum = sums + ((long long)head * splits * ROWS + row) * HEAD_DIM + d;
+    float largest = MINUS_INFINITY;
+    if (lane < used) largest = __ldcg(scale), divisor = __ldcg(scale + 1);
+    float4 part[8];
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+      part[n] = __ldcg(
+          reinterpret_cast<const float4*>(sum + (long long)min(quarter + 4 * n, used - 1) * ROWS * HEAD_DIM));
+    __syncwarp();
+    float most = largest;
+#pragma unroll
+    for (int offset = 16; offset; offset /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
+    // Zero for a split that is not there.
+    const float factor = exp2_fast(largest - most);
+    divisor = sum_of_warp(factor * divisor);
+    float4 all = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const float f = __shfl_sync(0xffffffffu, factor, quarter + 4 * n);
+      all.x += f * part[n].x, all.y += f * part[n].y, all.z += f * part[n].z, all.w += f * part[n].w;
+    }
+    *reinterpret_cast<float4*>(&parts.of[quarter][d]) = all;
+  }
+  __syncthreads();
+  if (i < HEAD_DIM) {
+    const float all = parts.of[0][i] + parts.of[1][i] + parts.of[2][i] + parts.of[3][i];
+    attended[(row * HEADS + head) * HEAD_DIM + i] = rounded(all / divisor);
+  }
+}
+
+// Back to the width
+
+// x += gate * (input (16, K) weight.T), in place, for TILES tiles of columns.
+template <int K, int TILES>
+struct Addition {
+  static constexpr int BLOCKS = WIDTH / 8 / TILES;
+  static_assert(WIDTH % (8 * TILES) == 0, "blocks are whole");
+  int column;
+  bf16 factor[PLACES<TILES>];
+
+  __device__ __forceinline__ explicit Addition(int block) : column(block * TILES * 8) {}
+
+  __device__ __forceinline__ void copy(Weights<K, TILES>& weights, const bf16* weight) const {
+#pragma unroll
+    for (int n = 0; n < TILES; ++n) weights.copy_tile(n, weight, column + n * 8);
+  }
+
+  __device__ __forceinline__ void load_gate(const bf16* gate, const bf16* given_gate, const unsigned char* free) {
+#pragma unroll
+    for (int n = 0; n < PLACES<TILES>; ++n) {
+      const int i = threadIdx.x + n * THREADS, row = i % TILE / 8;
+      factor[n] = load_early((free && row < LIVE && !free[row] ? given_gate : gate) + at(i));
+    }
+  }
+
+  __device__ __forceinline__ int at(int i) const { return column + min(i / TILE, TILES - 1) * 8 + i % 8; }
+
+  // `arrived` waits for the weights.
+  template <class Wait>
+  __device__ __forceinline__ void run(const Weights<K, TILES>& weights, Shares<TILES>& shares, const bf16* input,
+                                      bf16* x, Wait arrived) const {
+    constexpr int CHUNKS = Weights<K, TILES>::CHUNKS;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    bf16 old[PLACES<TILES>];
+#pragma unroll
+    for (int n = 0; n < PLACES<TILES>; ++n) {
+      const int i = threadIdx.x + n * THREADS;
+      old[n] = __ldcg(x + i % TILE / 8 * WIDTH + at(i));
+    }
+    const bf16* p = input + (long long)(lane / 4) * K + warp * (K / WARPS) + lane % 4 * 8;
+    // As many at once as there are registers for while the next kernel's blocks come to be.
+    constexpr int PART = CHUNKS < 8 ? CHUNKS : 8;
+    Sums<TILES> sums;
+#pragma unroll
+    for (int begin = 0; begin < CHUNKS; begin += PART) {
+      uint4 first[PART], second[PART];
+#pragma unroll
+      for (int c = 0; c < PART; ++c)
+        first[c] = load(p + 32 * (begin + c)), second[c] = load(p + 8 * K + 32 * (begin + c));
+      // All loads are under way before the first is waited for: the compiler moves none across this.
+      __syncwarp();
+      if (begin == 0) arrived();
+#pragma unroll
+      for (int c = 0; c < PART; ++c) weights.multiply(sums, begin + c, first[c], second[c]);
+    }
+    shares.put(sums);
+    __syncthreads();
+#pragma unroll
+    for (int n = 0; n < PLACES<TILES>; ++n) {
+      const int i = threadIdx.x + n * THREADS, row = i % TILE / 8;
+      if (i >= TILES * TILE || row >= LIVE) continue;
+      x[row * WIDTH + at(i)] = rounded(value(old[n]) + value(factor[n]) * shares.sum(i / TILE, i % TILE));
+    }
+  }
+};
+
+using AttendedAddition = Addition<HEADS * HEAD_DIM, OUT_TILES>;
+using HiddenAddition = Addition<HIDDEN, DOWN_TILES>;
+
+// hidden (16, HIDDEN) = gelu(gate) * up, for TILES tiles of columns; weight is (2 * HIDDEN, WIDTH), gate first.
+template <int TILES>
+struct Gating {
+  static constexpr int BLOCKS = HIDDEN / 8 / TILES;
+  static_assert(HIDDEN % (8 * TILES) == 0, "blocks are whole");
+  int column;
+
+  __device__ __forceinline__ explicit Gating(int block) : column(block * TILES * 8) {}
+
+  __device__ __forceinline__ void copy(Weights<WIDTH, 2 * TILES>& weights, const bf16* weight) const {
+#pragma unroll
+    for (int n = 0; n < 2 * TILES; ++n) weights.copy_tile(n, weight, n / TILES * HIDDEN + column + n % TILES * 8);
+  }
+
+  __device__ __forceinline__ void finish(const Shares<2 * TILES>& shares, bf16* hidden) const {
+    for (int i = threadIdx.x; i < TILES * TILE; i += THREADS) {
+      const int tile = i / TILE, place = i % TILE;
+      const float gate = shares.sum(tile, place), up = shares.sum(TILES + tile, place);
+      hidden[(long long)(place / 8) * HIDDEN + column + tile * 8 + place % 8] = rounded(gelu(gate) * up);
+    }
+  }
+};
+
+// The integration
+
+// (ACTIONS, WIDTH), (ACTIONS), (WIDTH, ACTIONS), (WIDTH)
+struct Ends {
+  const float* out_weight;
+  const float* out_bias;
+  const float* in_weight;
+  const float* in_bias;
+};
+
+struct Row {
+  float normed[WIDTH];
+  float state[ACTIONS];
+  float squares[WARPS];
+};
+
+// A step of one row of the chunk with the velocity that the expert found, unless it is the first; then the row as the
+// expert takes it in. x: (16, WIDTH). actions: (LIVE, ACTIONS), the state of the integration; a row that is given stays.
+struct Advance {
+  static constexpr int COLUMNS = WIDTH / THREADS;
+  static_assert(WIDTH % THREADS == 0, "threads have whole columns");
+  int row;
+  bool given;
+  float gain[COLUMNS], shift[COLUMNS], out[COLUMNS * WARPS];
+
+  __device__ __forceinline__ Advance(int row, const Modulation& m, const Ends& ends) : row(row), given(m.given(row)) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int n = 0; n < COLUMNS; ++n) {
+      gain[n] = load_early((given ? m.given_gain : m.gain) + threadIdx.x + n * THREADS);
+      shift[n] = load_early((given ? m.given_shift : m.shift) + threadIdx.x + n * THREADS);
+    }
+#pragma unroll
+    for (int n = 0; n < COLUMNS * WARPS; ++n)
+      out[n] = load_early(ends.out_weight + min(warp, ACTIONS - 1) * WIDTH + lane + 32 * n);
+  }
+
+  __device__ __forceinline__ void run(Row& r, bool first, float step, const Ends& ends, bf16* x, float* actions) const {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    bf16* hidden = x + (long long)row * WIDTH;
+    for (int a = threadIdx.x; a < ACTIONS; a += THREADS) r.state[a] = __ldcg(actions + row * ACTIONS + a);
+    if (!first) {
+      float v[COLUMNS], square = 0.f;
+#pragma unroll
+      for (int n = 0; n < COLUMNS; ++n) v[n] = value(__ldcg(hidden + threadIdx.x + n * THREADS)), square += v[n] * v[n];
+      square = sum_of_warp(square);
+      if (lane == 0) r.squares[warp] = square;
+      __syncthreads();
+      square = 0.f;
+      for (int w = 0; w < WARPS; ++w) square += r.squares[w];
+      const float scale = rsqrtf(square / WIDTH + EPS);
+#pragma unroll
+      for (int n = 0; n < COLUMNS; ++n)
+        r.normed[threadIdx.x + n * THREADS] = value(rounded(v[n] * scale * gain[n] + shift[n]));
+      __syncthreads();
+      for (int a = warp; a < ACTIONS; a += WARPS) {
+        float velocity = 0.f;
+#pragma unroll
+        for (int n = 0; n < COLUMNS * WARPS; ++n) {
+          const float w = a == warp ? out[n] : ends.out_weight[a * WIDTH + lane + 32 * n];
+          velocity += r.normed[lane + 32 * n] * w;
+        }
+        velocity = sum_of_warp(velocity) + ends.out_bias[a];
+        if (lane == 0 && !given) {
+          r.state[a] += step * velocity;
+          actions[row * ACTIONS + a] = r.state[a];
+        }
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int n = 0; n < COLUMNS; ++n) {
+      const int c = threadIdx.x + n * THREADS;
+      float sum = ends.in_bias[c];
+#pragma unroll 8
+      for (int a = 0; a < ACTIONS; ++a) sum += r.state[a] * ends.in_weight[c * ACTIONS + a];
+      hidden[c] = rounded(sum);
+    }
+  }
+};
