@@ -92,7 +92,7 @@ def guided(velocity: Velocity, guidance: Guidance) -> Velocity:
 
 
 def pulled(velocity: Velocity, target: Tensor, weights: Tensor, max_weight: Tensor | float) -> Velocity:
-    """`guided` of what nobody checks: target (B, H, A), weights (H, A) or (H, 1), max_weight a number or a tensor of one."""
+    """`guided`, of target (B, H, A), weights (H, A) or (H, 1) and max_weight that nobody checks."""
     values = target.shape[-1]
 
     def guided_velocity(x: Tensor, time: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Emulated:
     ) -> None:
         self.multiprocessors, self.most_shared = multiprocessors, memory
         sources = files("ki_ros.model.engine.cuda")
-        code = sources.joinpath(source).read_text()
+        code = sources.joinpath(source).read_text().replace("extern __shared__ uint4 memory[];", "")
         for header in ("common.cuh", "expert.cuh"):
             text = sources.joinpath(header).read_text().replace("extern __shared__ uint4 memory[];", "")
             (directory / header).write_text(text)

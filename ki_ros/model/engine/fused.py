@@ -87,8 +87,9 @@ class FusedEngine:
     ) -> Tensor:
         """See `Engine`. Errors are those of `KIModel.sample_actions`, and ObservationError for more than one row."""
         self.model.validate_sampling(observation, noise, committed, guidance)
-        images, tokens = (tensor.to(self.model.device) for tensor in self._inputs(observation))
-        prefix = self.encode(images, *self._padded(tokens))
+        views, tokens = self._inputs(observation)
+        images = torch.cat(views).to(self.model.device)
+        prefix = self.encode(images, *self._padded(tokens.to(self.model.device)))
         x = noise[0].to(device=images.device, dtype=torch.float32)
         if guidance is not None:
             return self._guided(prefix, x, guidance.to(x.device))[None]
@@ -150,8 +151,8 @@ class FusedEngine:
     _backbone_layer = staticmethod(layers.backbone_layer)
     _expert_layer = staticmethod(layers.expert_layer)
 
-    def _inputs(self, observation: Observation) -> tuple[Tensor, Tensor]:
-        """The views that are there (V, 3, S, S), and the tokens that count (n,)."""
+    def _inputs(self, observation: Observation) -> tuple[list[Tensor], Tensor]:
+        """The views that are there, (1, 3, S, S) each, and the tokens that count (n,)."""
         if observation.batch_size != 1:
             raise ObservationError(
                 f"tokenized_prompt has {observation.batch_size} rows; this engine acts on one observation at a time"
@@ -159,7 +160,7 @@ class FusedEngine:
         slots = [slot for slot in POLICY_SLOTS if slot in observation.images and observation.image_masks[slot].item()]
         if not slots:
             raise ObservationError(f"image_masks: row 0 has none of {', '.join(POLICY_SLOTS)}; give it a view")
-        images = torch.cat([observation.images[slot] for slot in slots])
+        images = [observation.images[slot] for slot in slots]
         return images, observation.tokenized_prompt[observation.tokenized_prompt_mask]
 
     def _padded(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -102,7 +102,7 @@ class GraphEngine(CompiledEngine):
         images, tokens = self._inputs(observation)
         how = How.GUIDED if guidance is not None else How.FREE if committed is None else How.COMMITTED
         captured = self._get(len(images), len(tokens), how)
-        given: dict[str, Tensor] = {"images": images, "tokens": tokens, "noise": noise[0]}
+        given: dict[str, Tensor | list[Tensor]] = {"images": images, "tokens": tokens, "noise": noise[0]}
         given["count"] = torch.tensor(len(tokens))
         if committed is not None:
             given["given"], given["free"] = self._given_rows(committed, committed.device)

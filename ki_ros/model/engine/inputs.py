@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,8 +42,8 @@ class Inputs:
 
         self._here, self.there = views(self._from), views(self._to)
 
-    def set(self, values: Mapping[str, Tensor]) -> None:
-        """Fills tensors from their begin; what is beyond a smaller value becomes zero.
+    def set(self, values: Mapping[str, Tensor | Sequence[Tensor]]) -> None:
+        """Fills tensors from their begin, or from several along the first dimension; what is beyond becomes zero.
 
         Waits until all that was started before has been done: it may read what is here.
         """
@@ -51,11 +52,25 @@ class Inputs:
             self._uploaded.synchronize()
         for name, value in values.items():
             target = self._here[name]
+            if not isinstance(value, Tensor):
+                begin = 0
+                for part in value:
+                    _copy(target[begin : begin + len(part)], part)
+                    begin += len(part)
+                continue
             if target.shape != value.shape:
                 target.zero_()
                 target = target[tuple(slice(0, size) for size in value.shape)]
-            target.copy_(value)
+            _copy(target, value)
 
     def upload(self) -> None:
         """Begins to copy all of them to the device; part of what is captured."""
         self._to.copy_(self._from, non_blocking=True)
+
+
+def _copy(target: Tensor, value: Tensor) -> None:
+    if value.is_cpu and value.dtype == target.dtype:
+        # As fast as one thread copies; torch would wake up all of them.
+        np.copyto(target.numpy(), value.numpy())
+    else:
+        target.copy_(value)

@@ -67,6 +67,7 @@ struct Block {
   Gate all;
   std::vector<uint4> shared;
   unsigned x = 0, y = 0;
+  const unsigned short* rows[32][32];
   float lanes[32][32], a[32][16][16], b[32][16][8];
 };
 
@@ -198,4 +199,13 @@ inline void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a
 inline void arrive_at(unsigned* counter) { ++*counter; }
 inline void wait_until(unsigned* counter, unsigned goal) {
   while (*counter < goal) emulated::yield();
+}
+
+inline void load_transposed(unsigned (&v)[4], const bf16* shared) {
+  const int i = emulated::running, warp = i / 32, g = i % 32 / 4, t = i % 4;
+  auto& rows = emulated::block->rows[warp];
+  rows[i % 32] = shared;
+  __syncwarp();
+  for (int n = 0; n < 4; ++n) v[n] = rows[8 * n + 2 * t][g] | unsigned(rows[8 * n + 2 * t + 1][g]) << 16;
+  __syncwarp();
 }

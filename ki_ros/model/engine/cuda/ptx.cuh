@@ -57,6 +57,14 @@ __device__ __forceinline__ void mma(float (&c)[4], unsigned a0, unsigned a1, uns
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// Four matrices of 8 x 8, transposed: lane l gives where row l % 8 of matrix l / 8 is, and gets of each matrix the rows
+// 2 t and 2 t + 1 of column g.
+__device__ __forceinline__ void load_transposed(unsigned (&v)[4], const bf16* shared) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))));
+}
+
 // Two values as bf16, the first in the lower half.
 __device__ __forceinline__ unsigned pack(float low, float high) {
   unsigned v;

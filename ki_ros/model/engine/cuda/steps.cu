@@ -49,7 +49,10 @@ struct Shared {
     Weights<WIDTH, 2 * UP_TILES> gate_up;
   } wide;
   union {
-    Weights<HEADS * HEAD_DIM, OUT_TILES> attended;
+    struct {
+      Weights<HEADS * HEAD_DIM, OUT_TILES> attended;
+      Shares<2> project;
+    };
     Weights<HIDDEN, DOWN_TILES> hidden;
   } narrow;
   union {
@@ -60,7 +63,6 @@ struct Shared {
     Parts parts;
     Row row;
   } small;
-  Shares<2> project;
 };
 
 // All blocks, in two halves between which a block does what need not wait.
@@ -130,8 +132,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
       for (int r = 0; r < ROUNDS; ++r) {
         if (r > 0 && !second) break;
-        shared.small.rows.multiply(shared.wide.project[r], shared.project);
-        projects[r].finish(shared.project, prefix.capacity, b.queries, layer.keys, layer.values);
+        shared.small.rows.multiply(shared.wide.project[r], shared.narrow.project);
+        projects[r].finish(shared.narrow.project, prefix.capacity, b.queries, layer.keys, layer.values);
       }
       barrier.arrive();
       barrier.wait();
