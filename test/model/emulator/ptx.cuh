@@ -67,7 +67,6 @@ struct Block {
   Gate all;
   std::vector<uint4> shared;
   unsigned x = 0, y = 0;
-  const unsigned short* rows[32][32];
   float lanes[32][32], a[32][16][16], b[32][16][8];
 };
 
@@ -168,9 +167,21 @@ inline unsigned pack(float low, float high) { return emulated_round(low) | unsig
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline void copy_async(uint4* shared, const bf16* global) { std::memcpy(shared, global, 16); }
 inline void wait_for_copies() {}
-inline void end_group() {}
-template <int N>
-void wait_for_groups() {}
+
+struct Arrival {
+  unsigned missing, expected, came;
+  void init() { missing = expected = came = 0; }
+  void expect(unsigned bytes) { missing += bytes, ++expected; }
+  void wait(unsigned parity) const {
+    // All is there at once; but was it asked for, and as often as it is waited for?
+    if (missing || expected % 2 == parity % 2) std::abort();
+  }
+};
+inline void copy_bulk(bf16* shared, const bf16* global, unsigned bytes, Arrival& arrival) {
+  std::memcpy(shared, global, bytes);
+  arrival.missing -= bytes;
+}
+inline void before_bulk() {}
 template <class T>
 T load_early(const T* p) {
   return *p;
@@ -199,13 +210,4 @@ inline void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a
 inline void arrive_at(unsigned* counter) { ++*counter; }
 inline void wait_until(unsigned* counter, unsigned goal) {
   while (*counter < goal) emulated::yield();
-}
-
-inline void load_transposed(unsigned (&v)[4], const bf16* shared) {
-  const int i = emulated::running, warp = i / 32, g = i % 32 / 4, t = i % 4;
-  auto& rows = emulated::block->rows[warp];
-  rows[i % 32] = shared;
-  __syncwarp();
-  for (int n = 0; n < 4; ++n) v[n] = rows[8 * n + 2 * t][g] | unsigned(rows[8 * n + 2 * t + 1][g]) << 16;
-  __syncwarp();
 }

@@ -48,9 +48,9 @@ extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS)
     wait_for_previous();
     return;
   }
-  if (attention.has_new) wait_for_previous();
-  attention.copy(shared, keys, values, prefix.capacity);
+  attention.copy(shared, keys, values, prefix.capacity, false);
   wait_for_previous();
+  attention.copy(shared, keys, values, prefix.capacity, true);
   const Attention::Queries q = attention.load_queries(queries);
   wait_for_copies();
   attention.run(shared, q, splits, sums, scales);

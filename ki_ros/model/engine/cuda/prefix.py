@@ -21,9 +21,6 @@ from ki_ros.model.model import KIModel
 ROW_THREADS, MOST_WIDTH, THREADS, ROTATED_ROWS = 128, 3072, 256, 8
 """As in `prefix.cu`."""
 
-QUERIES, MOST_KEYS, MOST_HEAD, ATTEND_THREADS = 64, 256, 96, 128
-"""As in `vision.cu`, which has all scores of a query in registers."""
-
 
 def prefix_unsupported(config: KIConfig) -> str | None:
     """Why the kernels cannot compute this backbone; None where they can."""
@@ -41,27 +38,6 @@ def prefix_unsupported(config: KIConfig) -> str | None:
     return None
 
 
-def vision_unsupported(config: KIConfig, most_shared: int) -> str | None:
-    """Why `vision.cu` cannot attend in these views, with so many bytes of shared memory; None where it can."""
-    vision = config.vision
-    width = vision.width // vision.heads
-    if vision.tokens % QUERIES or vision.tokens > MOST_KEYS:
-        return f"a view has {vision.tokens} tokens, not a multiple of {QUERIES} up to {MOST_KEYS}"
-    if width > MOST_HEAD:
-        return f"a vision head has width {width}, more than {MOST_HEAD}"
-    needed = 2 * vision.tokens * (width + 8) * 2
-    if needed > most_shared:
-        return f"it needs up to {needed} bytes of shared memory, and a block has {most_shared}"
-    return None
-
-
-def vision_macros(config: KIConfig) -> dict[str, int]:
-    """Those of `vision.cu`."""
-    vision = config.vision
-    width = vision.width // vision.heads
-    return {"TOKENS": vision.tokens, "VISION_HEADS": vision.heads, "VISION_HEAD_DIM": width}
-
-
 def prefix_macros(config: KIConfig) -> dict[str, int]:
     """Those of `prefix.cu`."""
     language = config.language
@@ -76,7 +52,6 @@ class PrefixKernels:
         vision, language: its packed weights.
         memory: where keys and values go.
         kernels: `prefix.cu`, compiled with the `prefix_macros` of that configuration.
-        attention: `vision.cu`, compiled with its `vision_macros`; None where it is `vision_unsupported`.
     """
 
     def __init__(
@@ -86,10 +61,7 @@ class PrefixKernels:
         language: Sequence[LayerWeights],
         memory: Memory,
         kernels: Launcher,
-        attention: Launcher | None,
     ) -> None:
-        self._attention = attention
-        self._attention_shared = 0 if attention is None else attention.constant("ATTEND_VIEWS_SHARED")
         self._config, self._vision, self._language = model.config, vision, language
         self._memory, self._kernels = memory, kernels
         self._backbone = model.paligemma_with_expert.backbone
@@ -156,23 +128,14 @@ class PrefixKernels:
         for weights in self._vision:
             self._layer_norm(x, weights.norm1, weights.out.bias, normed)
             projected = F.linear(normed, weights.qkv.weight, weights.qkv.bias)
-            x.addmm_(self._attend_views(projected, views), weights.out.weight.t())
+            heads = projected.view(views, config.tokens, 3, config.heads, -1).permute(2, 0, 3, 1, 4)
+            attended = F.scaled_dot_product_attention(*heads.unbind(0)).transpose(1, 2).reshape(x.shape)
+            x.addmm_(attended, weights.out.weight.t())
             self._layer_norm(x, weights.norm2, weights.down.bias, normed)
             hidden = _gelu_product(normed, weights.up.weight, weights.up.bias)
             x.addmm_(hidden, weights.down.weight.t())
         self._layer_norm(x, self._norm, None, normed)
         return self._backbone.multi_modal_projector(normed)
-
-    def _attend_views(self, projected: Tensor, views: int) -> Tensor:
-        """Attention of each view to itself: (V * P, W), of projected (V * P, 3 * W)."""
-        vision = self._config.vision
-        if self._attention is None:
-            heads = projected.view(views, vision.tokens, 3, vision.heads, -1).permute(2, 0, 3, 1, 4)
-            return F.scaled_dot_product_attention(*heads.unbind(0)).transpose(1, 2).reshape(len(projected), -1)
-        attended = projected.new_empty(len(projected), vision.width)
-        grid, arguments = (vision.tokens // QUERIES, views * vision.heads), (projected, attended)
-        self._attention.launch("attend_views", grid, ATTEND_THREADS, arguments, shared=self._attention_shared)
-        return attended
 
     def _layer_norm(self, x: Tensor, norm: tuple[Tensor, Tensor], bias: Tensor | None, normed: Tensor) -> None:
         self._start("layer_norm", x, *norm, bias, normed, ctypes.c_int(x.shape[1]), grid=(len(x), 1))

@@ -12,15 +12,6 @@ __device__ __forceinline__ void copy_async(uint4* shared, const bf16* global) {
                : "memory");
 }
 
-// Ends a group of copies.
-__device__ __forceinline__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// Waits for all groups of this thread but the last N.
-template <int N>
-__device__ __forceinline__ void wait_for_groups() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
-
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Of what is older than the kernel before: stays ahead of `wait_for_previous`.
@@ -45,6 +36,54 @@ __device__ __forceinline__ bf16 load_early(const bf16* p) {
   return v;
 }
 
+// Bytes that the copy engine brings to shared memory, for which threads wait at an `Arrival`: loads of the threads do
+// not queue behind them.
+struct Arrival {
+  unsigned long long state;
+
+  __device__ __forceinline__ unsigned address() const {
+    return static_cast<unsigned>(__cvta_generic_to_shared(&state));
+  }
+
+  // By one thread, before all others may see it.
+  __device__ __forceinline__ void init() {
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(address()) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+
+  // By one thread: so many bytes will come.
+  __device__ __forceinline__ void expect(unsigned bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
+  }
+
+  // `parity` is even for the first time that it is waited for, odd for the second, and so on.
+  __device__ __forceinline__ void wait(unsigned parity) const {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}\n" ::"r"(address()),
+        "r"(parity)
+        : "memory");
+  }
+};
+
+// Once through L2, in which other things are to stay.
+__device__ __forceinline__ void copy_bulk(bf16* shared, const bf16* global, unsigned bytes, Arrival& arrival) {
+  unsigned long long once;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+          static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+      "l"(global), "r"(bytes), "r"(arrival.address()), "l"(once)
+      : "memory");
+}
+
+// What this thread has written to shared memory is ahead of what the copy engine will write.
+__device__ __forceinline__ void before_bulk() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // From L2: another multiprocessor may have written it.
 __device__ __forceinline__ uint4 load(const bf16* p) { return __ldcg(reinterpret_cast<const uint4*>(p)); }
 
@@ -55,14 +94,6 @@ __device__ __forceinline__ void mma(float (&c)[4], unsigned a0, unsigned a1, uns
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// Four matrices of 8 x 8, transposed: lane l gives where row l % 8 of matrix l / 8 is, and gets of each matrix the rows
-// 2 t and 2 t + 1 of column g.
-__device__ __forceinline__ void load_transposed(unsigned (&v)[4], const bf16* shared) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))));
 }
 
 // Two values as bf16, the first in the lower half.

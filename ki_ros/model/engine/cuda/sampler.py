@@ -13,13 +13,7 @@ from ki_ros.model.config import KIConfig
 from ki_ros.model.engine.cuda.expert import Buffers, ExpertKernels, expert_macros, expert_unsupported
 from ki_ros.model.engine.cuda.memory import Memory
 from ki_ros.model.engine.cuda.module import Launcher, Module
-from ki_ros.model.engine.cuda.prefix import (
-    PrefixKernels,
-    prefix_macros,
-    prefix_unsupported,
-    vision_macros,
-    vision_unsupported,
-)
+from ki_ros.model.engine.cuda.prefix import PrefixKernels, prefix_macros, prefix_unsupported
 from ki_ros.model.engine.cuda.steps import StepsKernel, steps_macros, steps_unsupported
 from ki_ros.model.engine.modulation import Modulation
 from ki_ros.model.engine.packed import LayerWeights, VisionWeights
@@ -70,11 +64,7 @@ class KernelSampler:
         kernels = compile("expert.cu", expert_macros(config))
         self._expert = ExpertKernels(model, expert, modulations, given, self.memory, buffers, kernels)
         kernels = compile("prefix.cu", prefix_macros(config))
-        reason = vision_unsupported(config, kernels.most_shared)
-        attention = compile("vision.cu", vision_macros(config)) if reason is None else None
-        if reason is not None:
-            logger.info("views attend by torch: %s", reason)
-        self._prefix = PrefixKernels(model, vision, language, self.memory, kernels, attention)
+        self._prefix = PrefixKernels(model, vision, language, self.memory, kernels)
         kernels = compile("steps.cu", steps_macros(config))
         self._steps: StepsKernel | None = None
         reason = steps_unsupported(config, buffers.splits, kernels)

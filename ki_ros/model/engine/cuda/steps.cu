@@ -1,6 +1,6 @@
 // The steps of the integration as one kernel whose blocks stay: one on each multiprocessor, all of which wait for each
 // other between phases. What a phase needs that does not depend on the phase before, its weights above all, is on its
-// way while the blocks wait. How many tiles a block computes: OUT_TILES, UP_TILES, DOWN_TILES; of query, key and value,
+// way while the blocks wait, by the copy engine. How many tiles a block computes: OUT_TILES, UP_TILES, DOWN_TILES; of query, key and value,
 // one of each half at a time.
 //
 // Shared memory: `wide` for the weights of project and the keys and values of attend, then for those of gate_up;
@@ -43,17 +43,17 @@ struct Buffers {
 struct Shared {
   union {
     struct {
-      Weights<WIDTH, 2> project[ROUNDS];
+      BulkWeights<WIDTH, 2> project[ROUNDS];
       KeysValues attend[ATTENDING];
     };
-    Weights<WIDTH, 2 * UP_TILES> gate_up;
+    BulkWeights<WIDTH, 2 * UP_TILES> gate_up;
   } wide;
   union {
     struct {
-      Weights<HEADS * HEAD_DIM, OUT_TILES> attended;
+      BulkWeights<HEADS * HEAD_DIM, OUT_TILES> attended;
       Shares<2> project;
     };
-    Weights<HIDDEN, DOWN_TILES> hidden;
+    BulkWeights<HIDDEN, DOWN_TILES> hidden;
   } narrow;
   union {
     NormedRows rows;
@@ -63,6 +63,7 @@ struct Shared {
     Parts parts;
     Row row;
   } small;
+  Arrival project, gate_up, attended, hidden;
 };
 
 // All blocks, in two halves between which a block does what need not wait.
@@ -72,6 +73,7 @@ struct Barrier {
 
   __device__ __forceinline__ void arrive() {
     goal += gridDim.x;
+    before_bulk();
     __syncthreads();
     if (threadIdx.x == 0) arrive_at(counter);
   }
@@ -81,8 +83,6 @@ struct Barrier {
   }
 };
 
-// Copies are in groups, in the order in which they were asked for; a phase waits for its own, and for none of those
-// after it. For each layer: gate_up's, add_hidden's, then of the next layer project's, attend's and add_attended's.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     steps(const Layer* layers, int depth, int first, int last, float size, Modulations modulations, Prefix prefix,
           int splits, Ends ends, Buffers b, unsigned* counter) {
@@ -100,35 +100,43 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const bool second = block + gridDim.x < Project::BLOCKS;
   AttendedAddition add_attended(block);
   HiddenAddition add_hidden(block);
-  const Gating<UP_TILES> gating(block);
+  Gating<UP_TILES> gating(block);
   const bool adds_attended = block < AttendedAddition::BLOCKS, adds_hidden = block < HiddenAddition::BLOCKS;
   const bool gates = block < Gating<UP_TILES>::BLOCKS;
   Barrier barrier{counter};
   Gains gains;
 
+  if (threadIdx.x == 0) shared.project.init(), shared.gate_up.init(), shared.attended.init(), shared.hidden.init();
+  __syncthreads();
+  // Of how often each has been waited for.
+  unsigned parity = 0;
+
   auto ask_for_project = [&](const Layer& layer, int step, int l) {
-    projects[0].copy(shared.wide.project[0], layer.qkv);
-    if (second) projects[1].copy(shared.wide.project[1], layer.qkv);
-    end_group();
-    if (attends && !attention.has_new)
-      attention.copy(shared.wide.attend[warp], layer.keys, layer.values, prefix.capacity);
-    end_group();
+    if (warp == 0) {
+      if (threadIdx.x == 0) shared.project.expect((second ? 2 : 1) * BulkWeights<WIDTH, 2>::BYTES);
+      __syncwarp();
+      projects[0].copy(shared.wide.project[0], layer.qkv, shared.project);
+      if (second) projects[1].copy(shared.wide.project[1], layer.qkv, shared.project);
+    }
+    if (attends) attention.copy(shared.wide.attend[warp], layer.keys, layer.values, prefix.capacity, false);
     const Modulation m = modulations.norm(norms, step, 2 * l);
     gains.load(m.gain, m.shift);
   };
-  auto ask_for_attended = [&](const Layer& layer) {
-    if (adds_attended) add_attended.copy(shared.narrow.attended, layer.out);
-    end_group();
+  auto ask = [&](auto& weights, auto& what, const bf16* weight, Arrival& arrival) {
+    if (warp) return;
+    if (threadIdx.x == 0) arrival.expect(weights.BYTES);
+    __syncwarp();
+    what.copy(weights, weight, arrival);
   };
 
   ask_for_project(layers[0], first, 0);
-  ask_for_attended(layers[0]);
+  if (adds_attended) ask(shared.narrow.attended, add_attended, layers[0].out, shared.attended);
   for (int step = first; step < last; ++step) {
     for (int l = 0; l < depth; ++l) {
       const Layer layer = layers[l];
 
       shared.small.rows.normalise(b.x, modulations.norm(norms, step, 2 * l), gains);
-      wait_for_groups<2>();
+      shared.project.wait(parity);
 #pragma unroll
       for (int r = 0; r < ROUNDS; ++r) {
         if (r > 0 && !second) break;
@@ -138,21 +146,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       barrier.arrive();
       barrier.wait();
 
-      if (attends && attention.has_new)
-        attention.copy(shared.wide.attend[warp], layer.keys, layer.values, prefix.capacity);
-      end_group();
       if (attends) {
+        attention.copy(shared.wide.attend[warp], layer.keys, layer.values, prefix.capacity, true);
         const Attention::Queries q = attention.load_queries(b.queries);
-        if (attention.has_new) {
-          wait_for_groups<0>();
-        } else {
-          wait_for_groups<2>();
-        }
+        wait_for_copies();
         attention.run(shared.wide.attend[warp], q, splits, b.sums, b.scales);
       }
       barrier.arrive();
-      if (gates) gating.copy(shared.wide.gate_up, layer.gate_up);
-      end_group();
+      if (gates) ask(shared.wide.gate_up, gating, layer.gate_up, shared.gate_up);
       barrier.wait();
 
       for (int i = block; i < LIVE * HEADS; i += gridDim.x) {
@@ -164,32 +165,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       barrier.wait();
 
       if (adds_attended)
-        add_attended.run(shared.narrow.attended, shared.small.attended, b.attended, b.x, [] { wait_for_groups<2>(); });
+        add_attended.run(shared.narrow.attended, shared.small.attended, b.attended, b.x,
+                         [&] { shared.attended.wait(parity); });
       barrier.arrive();
-      if (adds_hidden) add_hidden.copy(shared.narrow.hidden, layer.down);
-      end_group();
+      if (adds_hidden) ask(shared.narrow.hidden, add_hidden, layer.down, shared.hidden);
       const Modulation m = modulations.norm(norms, step, 2 * l + 1);
       gains.load(m.gain, m.shift);
       barrier.wait();
 
       if (gates) {
         shared.small.rows.normalise(b.x, m, gains);
-        wait_for_groups<1>();
+        shared.gate_up.wait(parity);
         shared.small.rows.multiply(shared.wide.gate_up, shared.small.gate_up);
         gating.finish(shared.small.gate_up, b.hidden);
       }
       barrier.arrive();
-      const bool over = l + 1 == depth;
-      ask_for_project(layers[over ? 0 : l + 1], over ? min(step + 1, last - 1) : step, over ? 0 : l + 1);
+      const bool over = l + 1 == depth, end = over && step + 1 == last;
+      const int next = over ? 0 : l + 1;
+      if (!end) ask_for_project(layers[next], over ? step + 1 : step, next);
       add_hidden.load_gate(modulations.gate(norms, step, 2 * l + 1), modulations.given_gate(2 * l + 1),
                            modulations.free);
       barrier.wait();
 
       if (adds_hidden)
-        add_hidden.run(shared.narrow.hidden, shared.small.hidden, b.hidden, b.x, [] { wait_for_groups<2>(); });
+        add_hidden.run(shared.narrow.hidden, shared.small.hidden, b.hidden, b.x,
+                       [&] { shared.hidden.wait(parity); });
       barrier.arrive();
-      ask_for_attended(layers[over ? 0 : l + 1]);
+      if (adds_attended && !end) ask(shared.narrow.attended, add_attended, layers[next].out, shared.attended);
       barrier.wait();
+      parity ^= 1;
     }
     for (int row = block; row < LIVE; row += gridDim.x) {
       const Advance advance(row, modulations.norm(norms, step, norms - 1), ends);
@@ -199,7 +203,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     barrier.arrive();
     barrier.wait();
   }
-  wait_for_groups<0>();
 }
 
 extern "C" __device__ const int STEPS_SHARED = sizeof(Shared);
