@@ -153,7 +153,8 @@ class Module:
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             log = b" " * self._call(nvrtc.nvrtcGetProgramLogSize(program))
             self._call(nvrtc.nvrtcGetProgramLog(program, log))
-            raise KernelError(f"{source} does not compile for {architecture}: {log.decode().strip()}")
+            said = log.rstrip(b"\0").decode().strip()
+            raise KernelError(f"{source} does not compile for {architecture}: {said}")
         cubin = b" " * self._call(nvrtc.nvrtcGetCUBINSize(program))
         self._call(nvrtc.nvrtcGetCUBIN(program, cubin))
         return cubin

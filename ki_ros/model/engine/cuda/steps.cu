@@ -83,6 +83,15 @@ struct Barrier {
   }
 };
 
+// By the first warp.
+template <class W, class Part>
+__device__ __forceinline__ void ask(W& weights, const Part& part, const bf16* weight, Arrival& arrival) {
+  if (threadIdx.x / 32) return;
+  if (threadIdx.x == 0) arrival.expect(W::BYTES);
+  __syncwarp();
+  part.copy(weights, weight, arrival);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     steps(const Layer* layers, int depth, int first, int last, float size, Modulations modulations, Prefix prefix,
           int splits, Ends ends, Buffers b, unsigned* counter) {
@@ -100,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const bool second = block + gridDim.x < Project::BLOCKS;
   AttendedAddition add_attended(block);
   HiddenAddition add_hidden(block);
-  Gating<UP_TILES> gating(block);
+  const Gating<UP_TILES> gating(block);
   const bool adds_attended = block < AttendedAddition::BLOCKS, adds_hidden = block < HiddenAddition::BLOCKS;
   const bool gates = block < Gating<UP_TILES>::BLOCKS;
   Barrier barrier{counter};
@@ -121,12 +130,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (attends) attention.copy(shared.wide.attend[warp], layer.keys, layer.values, prefix.capacity, false);
     const Modulation m = modulations.norm(norms, step, 2 * l);
     gains.load(m.gain, m.shift);
-  };
-  auto ask = [&](auto& weights, auto& what, const bf16* weight, Arrival& arrival) {
-    if (warp) return;
-    if (threadIdx.x == 0) arrival.expect(weights.BYTES);
-    __syncwarp();
-    what.copy(weights, weight, arrival);
   };
 
   ask_for_project(layers[0], first, 0);
