@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ki_ros.model.config import KIConfig
 from ki_ros.model.model import KIModel
-from ki_ros.model.observation import Observation
+from ki_ros.model.observation import Observation, pixel_values
 from ki_ros.rig import POLICY_SLOTS
 
 VERSIONS = SpecifierSet(">=0.6.1,<0.7")
@@ -114,10 +114,11 @@ class LerobotPi05:
         tokens, words = observation.tokenized_prompt, observation.tokenized_prompt_mask
         padding = (0, self._prompt_length - tokens.shape[1])
         images, masks = [], []
+        some = pixel_values(next(iter(observation.images.values())))
         for slot in POLICY_SLOTS:
             present = slot in observation.images
             # A tensor for each slot: compiled code is made anew where two inputs are one tensor.
-            image = observation.images[slot] if present else -torch.ones_like(next(iter(observation.images.values())))
+            image = pixel_values(observation.images[slot]) if present else -torch.ones_like(some)
             images.append(image.float())
             masks.append(torch.full((1,), present, device=tokens.device))
         precision = torch.get_float32_matmul_precision()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ki_ros.model.flow import integrate
 from ki_ros.model.layers import rotary_embedding
 from ki_ros.model.model import KIModel
-from ki_ros.model.observation import Observation
+from ki_ros.model.observation import Observation, pixel_values
 from ki_ros.model.paired import next_positions, positions
 from ki_ros.rig import POLICY_SLOTS
 
@@ -41,9 +41,10 @@ class OpenpiLike:
     def encode_views(self, observation: Observation) -> tuple[list[Tensor], list[Tensor]]:
         """Tokens and mask of each of the three slots; one that is absent is black."""
         features, masks = [], []
+        some = pixel_values(next(iter(observation.images.values())))
         for slot in POLICY_SLOTS:
             present = slot in observation.images
-            image = observation.images[slot] if present else -torch.ones_like(observation.images[POLICY_SLOTS[0]])
+            image = observation.images[slot] if present else -torch.ones_like(some)
             feature = self._pair.backbone.embed_images(image)
             features.append(feature)
             masks.append(torch.full(feature.shape[:2], present, dtype=torch.bool, device=feature.device))

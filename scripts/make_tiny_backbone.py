@@ -32,10 +32,9 @@ from ki_ros.commands.workers import spread
 from ki_ros.files import write_json
 from ki_ros.model.checkpoint import TOKENIZER_FILE, save_checkpoint
 from ki_ros.model.config import KIConfig
-from ki_ros.model.inputs import pixel_values
 from ki_ros.model.losses import prediction_rows
 from ki_ros.model.model import KIModel
-from ki_ros.model.observation import Observation
+from ki_ros.model.observation import Observation, pixel_values
 from ki_ros.model.prefix import embed_tokens
 from ki_ros.model.prompt import build_prompt
 from ki_ros.model.tokenizer import PromptTokenizer
@@ -122,7 +121,8 @@ class Learner:
         batch, patches = len(rows), VISION.tokens
         tokens, mask = (np.stack(part) for part in zip(*(self._tokenizer.encode(r.prompt) for r in rows), strict=True))
         answers = torch.tensor([self._answer(row.centre) for row in rows])
-        views = [pixel_values(np.stack([row.pixels[view] for row in rows])) for view in range(2)]
+        pixels = (torch.from_numpy(np.stack([row.pixels[view] for row in rows])) for view in range(2))
+        views = [pixel_values(p.permute(0, 3, 1, 2)) for p in pixels]
         observation = Observation(
             images=dict(zip(POLICY_SLOTS, views, strict=False)),
             image_masks=dict.fromkeys(POLICY_SLOTS[:2], torch.ones(batch, dtype=torch.bool)),

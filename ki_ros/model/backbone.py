@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ki_ros.model.config import KIConfig, LanguageConfig
 from ki_ros.model.layers import AttentionProjections, GatedMLP, RMSNorm, attend, take_rows
+from ki_ros.model.observation import pixel_values
 from ki_ros.model.vision import Projector, VisionTower
 
 
@@ -90,6 +91,6 @@ class Backbone(nn.Module):
         self.language_model = LanguageModel(config.language)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """(V, 3, S, S) in [-1, 1] -> (V, P, W)."""
-        images = images.to(self.multi_modal_projector.linear.weight.dtype)
+        """(V, 3, S, S), see `Observation` -> (V, P, W)."""
+        images = pixel_values(images).to(self.multi_modal_projector.linear.weight.dtype)
         return self.multi_modal_projector(self.vision_tower(images))

@@ -139,7 +139,7 @@ def collate_inputs(rows: Sequence[EncodedInputs], config: KIConfig) -> Observati
     slots = [slot for slot in POLICY_SLOTS if any(slot in row.images for row in rows)]
     absent = np.zeros((side, side, 3), dtype=np.uint8)
     return Observation(
-        images={slot: pixel_values(np.stack([row.images.get(slot, absent) for row in rows])) for slot in slots},
+        images={slot: _channels_first(np.stack([row.images.get(slot, absent) for row in rows])) for slot in slots},
         image_masks={slot: torch.tensor([slot in row.images for row in rows]) for slot in slots},
         state=torch.from_numpy(np.stack([row.state for row in rows])).float(),
         tokenized_prompt=torch.from_numpy(np.stack([row.tokens for row in rows])),
@@ -147,8 +147,6 @@ def collate_inputs(rows: Sequence[EncodedInputs], config: KIConfig) -> Observati
     )
 
 
-def pixel_values(images: np.ndarray) -> Tensor:
-    """Views (B, S, S, 3) uint8 as the model takes them: (B, 3, S, S) float32 in [-1, 1]."""
-    # Reordered while a value is a byte, and then in place: a large batch's pixels are moved once.
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float()
-    return pixels.div_(255.0).mul_(2.0).sub_(1.0)
+def _channels_first(images: np.ndarray) -> Tensor:
+    """(B, S, S, 3) uint8 as (B, 3, S, S), in the same memory."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -24,7 +24,8 @@ class Observation:
     """A batch of observations.
 
     Attributes:
-        images: view by slot name (`ki_ros.rig.POLICY_SLOTS`), (B, 3, S, S) floating point in [-1, 1].
+        images: view by slot name (`ki_ros.rig.POLICY_SLOTS`), (B, 3, S, S): uint8 RGB, or floating point in [-1, 1];
+            one dtype for all. Bytes are a quarter of what has to be moved to a device.
         image_masks: by the same names, (B,) bool, true where the row has that view. A slot that is left out of both is
             a view that no row has.
         state: (B, state dimension) floating point, normalised. pi0.5 reads the state from the prompt; this is for
@@ -86,8 +87,13 @@ class Observation:
             raise ObservationError(f"images has the slot {unknown[0]!r}; use {', '.join(POLICY_SLOTS)}")
         side = config.vision.image_size
         for name, image in self.images.items():
-            expect_tensor(f"images[{name!r}]", image, (batch, 3, side, side), None)
+            # Bytes have any value.
+            dtype = torch.uint8 if isinstance(image, Tensor) and image.dtype == torch.uint8 else None
+            expect_tensor(f"images[{name!r}]", image, (batch, 3, side, side), dtype)
             expect_tensor(f"image_masks[{name!r}]", self.image_masks[name], (batch,), torch.bool)
+        dtypes = {str(image.dtype) for image in self.images.values()}
+        if len(dtypes) > 1:
+            raise ObservationError(f"images has the dtypes {', '.join(sorted(dtypes))}; give all views the same")
         if (self.fast_action_tokens is None) != (self.fast_action_mask is None):
             raise ObservationError("fast_action_tokens and fast_action_mask go together; give both or neither")
         if self.fast_action_tokens is not None:
@@ -95,6 +101,13 @@ class Observation:
             expect_tensor(
                 "fast_action_mask", self.fast_action_mask, (batch, self.fast_action_tokens.shape[1]), torch.bool
             )
+
+
+def pixel_values(images: Tensor) -> Tensor:
+    """Bytes as floating point in [-1, 1], float32; floating point as it is. Any shape."""
+    if images.dtype != torch.uint8:
+        return images
+    return images.float().div_(255.0).mul_(2.0).sub_(1.0)
 
 
 def expect_tensor(name: str, value: object, shape: tuple[int | None, ...], dtype: torch.dtype | None) -> None:

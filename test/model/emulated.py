@@ -15,8 +15,8 @@ from ki_ros.model.engine.cuda.module import Argument, as_c
 COMPILER = shutil.which("g++")
 
 _ENTRY = """
-extern "C" void start_{name}(int columns, int rows, int threads, int shared, int together, void** arguments) {{
-  start({name}, columns, rows, threads, shared, together, arguments);
+extern "C" void start_{name}(int columns, int rows, int threads, int shared, void** arguments) {{
+  start({name}, columns, rows, threads, shared, arguments);
 }}
 """
 
@@ -27,16 +27,11 @@ void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
   kernel(*static_cast<A*>(arguments[I])...);
 }
 template <class... A>
-void start(void (*kernel)(A...), int columns, int rows, int threads, int shared, int together, void** arguments) {
-  std::vector<emulated::Block> all(columns * rows);
-  for (int i = 0; i < columns * rows; ++i) all[i].x = i % columns, all[i].y = i / columns;
+void start(void (*kernel)(A...), int columns, int rows, int threads, int shared, void** arguments) {
   gridDim.x = columns, gridDim.y = rows;
   const auto body = [&] { call(kernel, arguments, std::index_sequence_for<A...>()); };
-  if (together) return emulated::run(all, threads, shared, body);
-  for (const emulated::Block& block : all) {
-    std::vector<emulated::Block> one(1, block);
-    emulated::run(one, threads, shared, body);
-  }
+  for (blockIdx.y = 0; blockIdx.y < unsigned(rows); ++blockIdx.y)
+    for (blockIdx.x = 0; blockIdx.x < unsigned(columns); ++blockIdx.x) emulated::run(threads, shared, body);
 }
 """
 
@@ -44,10 +39,7 @@ void start(void (*kernel)(A...), int columns, int rows, int threads, int shared,
 class Emulated:
     """A `Launcher` of a source file, compiled with these macros into a directory."""
 
-    def __init__(
-        self, source: str, sizes: Mapping[str, int], directory: Path, *, multiprocessors: int = 0, memory: int = 0
-    ) -> None:
-        self.multiprocessors, self.most_shared = multiprocessors, memory
+    def __init__(self, source: str, sizes: Mapping[str, int], directory: Path) -> None:
         sources = files("ki_ros.model.engine.cuda")
         code = sources.joinpath(source).read_text().replace("extern __shared__ uint4 memory[];", "")
         for header in ("common.cuh", "expert.cuh"):
@@ -79,11 +71,10 @@ class Emulated:
         *,
         shared: int = 0,
         early: bool = False,
-        together: bool = False,
     ) -> None:
         """See `Launcher`; one kernel after another, whether or not it may be `early`."""
         del early
         self.started.append(name)
         values = [as_c(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        getattr(self._library, f"start_{name}")(*grid, block, shared, together, pointers)
+        getattr(self._library, f"start_{name}")(*grid, block, shared, pointers)

@@ -35,7 +35,7 @@ def test_to_casts_floating_point_only(make_observation) -> None:
         (lambda o: {"images": {"top": o.state}, "image_masks": {"top": o.state}}, "slot 'top'.*base_0_rgb"),
         (lambda _: {"image_masks": {}}, "give each view its mask"),
         (lambda o: {"images": {n: i[:, :, :14] for n, i in o.images.items()}}, r"base_0_rgb.*\(2, 3, 14, 28\)"),
-        (lambda o: {"images": {n: (i * 9).byte() for n, i in o.images.items()}}, "base_0_rgb.*uint8"),
+        (lambda o: {"images": {n: (i * 9).int() for n, i in o.images.items()}}, "base_0_rgb.*int32"),
         (lambda o: {"image_masks": {n: m.int() for n, m in o.image_masks.items()}}, "image_masks.*int32"),
         (lambda o: {"state": o.state[:1]}, r"state has shape \(1, 8\)"),
         (lambda _: {"state": None}, "state is NoneType"),

@@ -66,7 +66,10 @@ def random_input(
     generator = torch.Generator().manual_seed(seed)
     side, slots = config.vision.image_size, POLICY_SLOTS[:views]
     shape = (1, config.action_horizon, config.action_dim)
-    images = {slot: torch.rand(1, 3, side, side, generator=generator) * 2 - 1 for slot in slots}
+    images = {
+        slot: torch.randint(0, 256, (1, side, side, 3), generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2)
+        for slot in slots
+    }
     words = torch.randint(0, config.language.vocab_size, (1, config.max_token_len), generator=generator)
     observation = Observation(
         images=images,

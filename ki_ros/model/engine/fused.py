@@ -19,7 +19,7 @@ from ki_ros.model.engine.packed import backbone_layers, expert_layers, vision_la
 from ki_ros.model.engine.product import can_block
 from ki_ros.model.flow import integrate, sample_times
 from ki_ros.model.model import KIModel
-from ki_ros.model.observation import Observation, ObservationError
+from ki_ros.model.observation import Observation, ObservationError, pixel_values
 from ki_ros.model.rtc import Guidance, Velocity, guided
 from ki_ros.rig import POLICY_SLOTS
 
@@ -100,7 +100,7 @@ class FusedEngine:
     # Its parts
 
     def encode(self, images: Tensor, tokens: Tensor, count: Tensor | None = None) -> Prefix:
-        """Encodes views (V, 3, S, S) in [-1, 1], and the prompt (n,) int64 of which the first `count` tokens count."""
+        """Encodes views (V, 3, S, S), see `Observation`, and a prompt (n,) int64; its first `count` tokens count."""
         x = torch.cat((self.encode_views(images), self._embed(tokens)))
         length = len(x)
         position, mask = self._positions(length, len(tokens), count)
@@ -171,10 +171,10 @@ class FusedEngine:
         return F.pad(tokens, (0, missing)), torch.tensor(len(tokens), device=tokens.device)
 
     def encode_views(self, images: Tensor) -> Tensor:
-        """Views (V, 3, S, S) in [-1, 1] as tokens of the backbone (V * P, W)."""
+        """Views (V, 3, S, S), see `Observation`, as tokens of the backbone (V * P, W)."""
         tower = self._backbone.vision_tower.vision_model
         patch = tower.embeddings.patch_embedding
-        x = F.conv2d(images.to(patch.weight.dtype), patch.weight, patch.bias, stride=patch.stride)
+        x = F.conv2d(pixel_values(images).to(patch.weight.dtype), patch.weight, patch.bias, stride=patch.stride)
         x = x.flatten(2).transpose(1, 2) + tower.embeddings.position_embedding.weight
         for weights in self._vision:
             x = self._vision_layer(x, weights, self._config.vision.heads)

@@ -52,8 +52,8 @@ class GraphEngine(CompiledEngine):
     """One CUDA graph for the whole call, from the upload of its inputs on.
 
     There is one for each number of views, bucket of prompts, and `How`; those with guidance have one bucket. All are
-    captured in `prepare`, for views up to those that are `expected`; what else comes is captured when it comes, which
-    takes a moment.
+    captured in `prepare`, for views of bytes, up to those that are `expected`; what else comes is captured when it
+    comes, which takes a moment.
 
     Args:
         model, num_steps: see `FusedEngine`; the model is on a CUDA device.
@@ -70,7 +70,7 @@ class GraphEngine(CompiledEngine):
         super().__init__(model, num_steps, bucket=BUCKET)
         self._expected = expected
         self._sampler = self._make_sampler()
-        self._captured: dict[tuple[int, int, How], _Captured] = {}
+        self._captured: dict[tuple[int, int, How, torch.dtype], _Captured] = {}
         self._pool = None
 
     @property
@@ -101,7 +101,7 @@ class GraphEngine(CompiledEngine):
         self.model.validate_sampling(observation, noise, committed, guidance)
         images, tokens = self._inputs(observation)
         how = How.GUIDED if guidance is not None else How.FREE if committed is None else How.COMMITTED
-        captured = self._get(len(images), len(tokens), how)
+        captured = self._get(len(images), len(tokens), how, images[0].dtype)
         given: dict[str, Tensor | list[Tensor]] = {"images": images, "tokens": tokens, "noise": noise[0]}
         given["count"] = torch.tensor(len(tokens))
         if committed is not None:
@@ -114,22 +114,22 @@ class GraphEngine(CompiledEngine):
         captured.replay()
         return captured.actions.clone()[None]
 
-    def _get(self, views: int, tokens: int, how: How) -> _Captured:
+    def _get(self, views: int, tokens: int, how: How, pixels: torch.dtype = torch.uint8) -> _Captured:
         """The graph for so many views and tokens, captured if it is not yet."""
         longest = self._config.max_token_len
         # Guidance costs ten times what the padding does, and its graphs are large.
         length = longest if how is How.GUIDED else min(tokens + -tokens % BUCKET, longest)
-        key = views, length, how
+        key = views, length, how, pixels
         if key not in self._captured:
             self._captured[key] = self._capture(*key)
         return self._captured[key]
 
-    def _capture(self, views: int, length: int, how: How) -> _Captured:
+    def _capture(self, views: int, length: int, how: How, pixels: torch.dtype) -> _Captured:
         config = self._config
         side, chunk = config.vision.image_size, (config.action_horizon, config.action_dim)
         inputs = Inputs(
             {
-                "images": ((views, 3, side, side), torch.float32),
+                "images": ((views, side, side, 3), pixels),
                 "tokens": ((length,), torch.int64),
                 "count": ((), torch.int64),
                 "noise": (chunk, torch.float32),
@@ -141,6 +141,8 @@ class GraphEngine(CompiledEngine):
             },
             self.model.device,
         )
+        # As pictures lie in memory, so that they are copied as they are.
+        inputs.transpose("images", (0, 3, 1, 2))
         # Something to warm up with.
         inputs.set({"count": torch.tensor(length), "max_weight": torch.tensor(1.0)})
 

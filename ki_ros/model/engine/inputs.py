@@ -42,6 +42,11 @@ class Inputs:
 
         self._here, self.there = views(self._from), views(self._to)
 
+    def transpose(self, name: str, dimensions: tuple[int, ...]) -> None:
+        """What has been laid out in one order is from now on seen in another."""
+        for tensors in (self._here, self.there):
+            tensors[name] = tensors[name].permute(dimensions)
+
     def set(self, values: Mapping[str, Tensor | Sequence[Tensor]]) -> None:
         """Fills tensors from their begin, or from several along the first dimension; what is beyond becomes zero.
 

@@ -66,7 +66,6 @@ struct Block {
   std::vector<Gate> warps;
   Gate all;
   std::vector<uint4> shared;
-  unsigned x = 0, y = 0;
   float lanes[32][32], a[32][16][16], b[32][16][8];
 };
 
@@ -95,38 +94,32 @@ inline void entry() {
   while (true) yield();
 }
 
-// Blocks that run at once.
-inline void run(std::vector<Block>& blocks, int threads, std::size_t shared, const std::function<void()>& kernel) {
-  body = kernel;
-  for (Block& b : blocks) {
-    b.fibers = std::vector<Fiber>(threads);
-    b.warps = std::vector<Gate>((threads + 31) / 32);
-    b.shared.resize(shared / sizeof(uint4) + 1);
-    // What no one has written is not a number.
-    std::memset(b.shared.data(), 0xff, b.shared.size() * sizeof(uint4));
-    for (Fiber& f : b.fibers) {
-      getcontext(&f.context);
-      f.context.uc_stack.ss_sp = f.stack.data();
-      f.context.uc_stack.ss_size = STACK;
-      f.context.uc_link = nullptr;
-      makecontext(&f.context, entry, 0);
-    }
+inline void run(int threads, std::size_t shared, const std::function<void()>& kernel) {
+  Block b;
+  body = kernel, block = &b;
+  b.fibers = std::vector<Fiber>(threads);
+  b.warps = std::vector<Gate>((threads + 31) / 32);
+  b.shared.resize(shared / sizeof(uint4) + 1);
+  // What no one has written is not a number.
+  std::memset(b.shared.data(), 0xff, b.shared.size() * sizeof(uint4));
+  for (Fiber& f : b.fibers) {
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.data();
+    f.context.uc_stack.ss_size = STACK;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, entry, 0);
   }
   for (bool alive = true; alive;) {
     alive = false;
-    for (Block& b : blocks) {
-      block = &b;
-      blockIdx.x = b.x, blockIdx.y = b.y;
-      // Backwards, so that what relies on the order of threads shows.
-      for (int i = threads - 1; i >= 0; --i) {
-        Fiber& f = b.fibers[i];
-        if (f.ended) continue;
-        alive = true;
-        if (f.gate && f.gate->round == f.round) continue;
-        f.gate = nullptr;
-        running = threadIdx.x = i;
-        swapcontext(&scheduler, &f.context);
-      }
+    // Backwards, so that what relies on the order of threads shows.
+    for (int i = threads - 1; i >= 0; --i) {
+      Fiber& f = b.fibers[i];
+      if (f.ended) continue;
+      alive = true;
+      if (f.gate && f.gate->round == f.round) continue;
+      f.gate = nullptr;
+      running = threadIdx.x = i;
+      swapcontext(&scheduler, &f.context);
     }
   }
 }
@@ -167,21 +160,6 @@ inline unsigned pack(float low, float high) { return emulated_round(low) | unsig
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline void copy_async(uint4* shared, const bf16* global) { std::memcpy(shared, global, 16); }
 inline void wait_for_copies() {}
-
-struct Arrival {
-  unsigned missing, expected, came;
-  void init() { missing = expected = came = 0; }
-  void expect(unsigned bytes) { missing += bytes, ++expected; }
-  void wait(unsigned parity) const {
-    // All is there at once; but was it asked for, and as often as it is waited for?
-    if (missing || expected % 2 == parity % 2) std::abort();
-  }
-};
-inline void copy_bulk(bf16* shared, const bf16* global, unsigned bytes, Arrival& arrival) {
-  std::memcpy(shared, global, bytes);
-  arrival.missing -= bytes;
-}
-inline void before_bulk() {}
 template <class T>
 T load_early(const T* p) {
   return *p;
@@ -205,9 +183,4 @@ inline void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a
   for (int e = 0; e < 4; ++e)
     for (int k = 0; k < 16; ++k) c[e] += a[warp][g + e / 2 * 8][k] * b[warp][k][2 * t + e % 2];
   __syncwarp();
-}
-
-inline void arrive_at(unsigned* counter) { ++*counter; }
-inline void wait_until(unsigned* counter, unsigned goal) {
-  while (*counter < goal) emulated::yield();
 }

@@ -1,9 +1,7 @@
-// The phases of the expert as kernels, for a step that runs beside the prefix, and for devices with little shared
-// memory. How many tiles a block computes: QKV_TILES, OUT_TILES, UP_TILES, DOWN_TILES.
+// The phases of the expert as kernels. How many tiles a block computes: QKV_TILES, OUT_TILES, UP_TILES, DOWN_TILES; how
+// many warps of a block attend: ATTEND_WARPS.
 
 #include "expert.cuh"
-
-constexpr int ATTEND_WARPS = 4;
 
 template <int TILES>
 struct NormedProduct {
@@ -48,9 +46,9 @@ extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS)
     wait_for_previous();
     return;
   }
-  attention.copy(shared, keys, values, prefix.capacity, false);
+  if (attention.has_new) wait_for_previous();
+  attention.copy(shared, keys, values, prefix.capacity);
   wait_for_previous();
-  attention.copy(shared, keys, values, prefix.capacity, true);
   const Attention::Queries q = attention.load_queries(queries);
   wait_for_copies();
   attention.run(shared, q, splits, sums, scales);
@@ -121,6 +119,7 @@ extern "C" __device__ const int GATE_UP_SHARED = sizeof(NormedProduct<2 * UP_TIL
 extern "C" __device__ const int ADD_ATTENDED_SHARED = sizeof(PlainProduct<HEADS * HEAD_DIM, OUT_TILES>);
 extern "C" __device__ const int ADD_HIDDEN_SHARED = sizeof(PlainProduct<HIDDEN, DOWN_TILES>);
 extern "C" __device__ const int ATTEND_SHARED = sizeof(KeysValues) * ATTEND_WARPS;
+extern "C" __device__ const int ATTENDING_WARPS = ATTEND_WARPS;
 extern "C" __device__ const int PROJECT_BLOCKS = Projection<QKV_TILES>::BLOCKS;
 extern "C" __device__ const int GATE_UP_BLOCKS = Gating<UP_TILES>::BLOCKS;
 extern "C" __device__ const int ADD_ATTENDED_BLOCKS = AttendedAddition::BLOCKS;

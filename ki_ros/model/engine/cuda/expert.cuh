@@ -1,5 +1,5 @@
 // The action expert for one observation, in phases: six for each layer, one for each step of the integration. The
-// kernels of `expert.cu` are one phase each; that of `steps.cu` is all of them.
+// kernels of `expert.cu` are one phase each.
 //
 // A chunk has few rows, so a product takes as long as its weights need to come from memory. Each phase can ask for its
 // weights before what it depends on is there. Warps share the summed dimension: each reads its share of the weights
@@ -33,83 +33,29 @@ struct Sums {
   float odd[TILES][4] = {};
 };
 
-// What a warp's lanes read of weights: its share of the summed dimension, in chunks of 32.
-template <int K>
-struct Share {
-  static constexpr int SIZE = K / WARPS;
-  static constexpr int CHUNKS = SIZE / 32;
-  static_assert(SIZE % 32 == 0, "each warp takes chunks of 32 of the summed dimension");
-};
-
-template <int TILES>
-__device__ __forceinline__ void multiply_add(Sums<TILES>& sums, int tile, uint4 weight, uint4 first, uint4 second) {
-  mma(sums.even[tile], first.x, second.x, first.y, second.y, weight.x, weight.y);
-  mma(sums.odd[tile], first.z, second.z, first.w, second.w, weight.z, weight.w);
-}
-
-// Weights of TILES tiles in shared memory. Each thread reads only what it has copied itself, so nobody waits for others,
-// and it lies as it is read.
+// A warp's share of the weights of TILES tiles, in shared memory. Each thread reads only what it has copied itself, so
+// nobody waits for others, and it lies as it is read.
 template <int K, int TILES>
 struct Weights {
-  uint4 part[TILES][Share<K>::CHUNKS][THREADS];
+  static constexpr int SHARE = K / WARPS;
+  static constexpr int CHUNKS = SHARE / 32;
+  static_assert(SHARE % 32 == 0, "each warp takes chunks of 32 of the summed dimension");
+  uint4 part[TILES][CHUNKS][THREADS];
 
   // `row` is the first of the tile's 8 rows of the matrix (out, K).
   __device__ __forceinline__ void copy_tile(int tile, const bf16* weight, int row) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const bf16* p = weight + (long long)(row + lane / 4) * K + warp * Share<K>::SIZE + lane % 4 * 8;
+    const bf16* p = weight + (long long)(row + lane / 4) * K + warp * SHARE + lane % 4 * 8;
 #pragma unroll
-    for (int c = 0; c < Share<K>::CHUNKS; ++c) copy_async(&part[tile][c][threadIdx.x], p + 32 * c);
+    for (int c = 0; c < CHUNKS; ++c) copy_async(&part[tile][c][threadIdx.x], p + 32 * c);
   }
 
-  // PART chunks of the input, from chunk `begin` on.
-  template <int PART>
-  __device__ __forceinline__ void multiply(Sums<TILES>& sums, int begin, const uint4 (&first)[PART],
-                                           const uint4 (&second)[PART]) const {
+  __device__ __forceinline__ void multiply(Sums<TILES>& sums, int c, uint4 first, uint4 second) const {
 #pragma unroll
-    for (int c = 0; c < PART; ++c)
-#pragma unroll
-      for (int n = 0; n < TILES; ++n) multiply_add(sums, n, part[n][begin + c][threadIdx.x], first[c], second[c]);
-  }
-};
-
-// The same by the copy engine, in rows as they are in memory.
-template <int K, int TILES>
-struct BulkWeights {
-  static constexpr unsigned BYTES = TILES * 8 * K * 2;
-  bf16 rows[TILES * 8][K];
-
-  // By the first warp, after `arrival` expects it.
-  __device__ __forceinline__ void copy_tile(int tile, const bf16* weight, int row, Arrival& arrival) {
-    const int lane = threadIdx.x % 32;
-    if (lane < 8) copy_bulk(rows[tile * 8 + lane], weight + (long long)(row + lane) * K, K * 2, arrival);
-  }
-
-  template <int PART>
-  __device__ __forceinline__ void multiply(Sums<TILES>& sums, int begin, const uint4 (&first)[PART],
-                                           const uint4 (&second)[PART]) const {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
-    const bf16* p = rows[g] + warp * Share<K>::SIZE + begin * 32 + lane % 4 * 8;
-    if constexpr (PART % 2) {
-#pragma unroll
-      for (int c = 0; c < PART; ++c)
-#pragma unroll
-        for (int n = 0; n < TILES; ++n)
-          multiply_add(sums, n, *reinterpret_cast<const uint4*>(p + n * 8 * K + 32 * c), first[c], second[c]);
-    } else {
-      // Rows begin in the same bank. Of two chunks, odd rows read the second first, so that no two lanes meet.
-      const bool odd = g % 2;
-#pragma unroll
-      for (int c = 0; c < PART; c += 2)
-#pragma unroll
-        for (int n = 0; n < TILES; ++n) {
-          const bf16* q = p + n * 8 * K + 32 * c;
-          const uint4 a = *reinterpret_cast<const uint4*>(q + (odd ? 32 : 0));
-          const uint4 b = *reinterpret_cast<const uint4*>(q + (odd ? 0 : 32));
-          const uint4 even_chunk = {odd ? b.x : a.x, odd ? b.y : a.y, odd ? b.z : a.z, odd ? b.w : a.w};
-          const uint4 odd_chunk = {odd ? a.x : b.x, odd ? a.y : b.y, odd ? a.z : b.z, odd ? a.w : b.w};
-          multiply_add(sums, n, even_chunk, first[c], second[c]);
-          multiply_add(sums, n, odd_chunk, first[c + 1], second[c + 1]);
-        }
+    for (int n = 0; n < TILES; ++n) {
+      const uint4 w = part[n][c][threadIdx.x];
+      mma(sums.even[n], first.x, second.x, first.y, second.y, w.x, w.y);
+      mma(sums.odd[n], first.z, second.z, first.w, second.w, w.z, w.w);
     }
   }
 };
@@ -218,19 +164,15 @@ struct NormedRows {
   }
 
   // Products of the rows with weights that have arrived; `shares` may lie where the rows do.
-  template <class W, int TILES>
-  __device__ __forceinline__ void multiply(const W& weights, Shares<TILES>& shares) const {
-    constexpr int CHUNKS = Share<WIDTH>::CHUNKS;
+  template <int TILES>
+  __device__ __forceinline__ void multiply(const Weights<WIDTH, TILES>& weights, Shares<TILES>& shares) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const bf16* p = rows + lane / 4 * STRIDE + warp * Share<WIDTH>::SIZE + lane % 4 * 8;
-    uint4 first[CHUNKS], second[CHUNKS];
-#pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) {
-      first[c] = *reinterpret_cast<const uint4*>(p + 32 * c);
-      second[c] = *reinterpret_cast<const uint4*>(p + 8 * STRIDE + 32 * c);
-    }
     Sums<TILES> sums;
-    weights.multiply(sums, 0, first, second);
+    const bf16* p = rows + lane / 4 * STRIDE + warp * weights.SHARE + lane % 4 * 8;
+#pragma unroll
+    for (int c = 0; c < weights.CHUNKS; ++c)
+      weights.multiply(sums, c, *reinterpret_cast<const uint4*>(p + 32 * c),
+                       *reinterpret_cast<const uint4*>(p + 8 * STRIDE + 32 * c));
     __syncthreads();
     shares.put(sums);
     __syncthreads();
@@ -267,11 +209,10 @@ struct Projection {
   __device__ __forceinline__ explicit Projection(int block)
       : head(block / PER_HEAD), column(block % PER_HEAD * TILES * 8), start(0) {}
 
-  template <class W, class... To>
-  __device__ __forceinline__ void copy(W& weights, const bf16* weight, To&... to) const {
+  __device__ __forceinline__ void copy(Weights<WIDTH, 2 * TILES>& weights, const bf16* weight) const {
 #pragma unroll
     for (int n = 0; n < 2 * TILES; ++n)
-      weights.copy_tile(n, weight, head * HEAD_DIM + n / TILES * HALF + column + n % TILES * 8, to...);
+      weights.copy_tile(n, weight, head * HEAD_DIM + n / TILES * HALF + column + n % TILES * 8);
   }
 
   __device__ __forceinline__ void load_rotation(const Prefix& prefix) {
@@ -328,27 +269,22 @@ struct KeysValues {
 // follow one another, and it reads their values at once.
 struct Attention {
   static constexpr int CHUNKS = HEAD_DIM / 32, TILES = HEAD_DIM / 8;
-  int head, split, base, valid, total;
+  int head, split, base, total;
+  bool has_new;  // keys that are not the prefix's
 
   __device__ __forceinline__ Attention(int head, int split, int valid)
-      : head(head), split(split), base(split * KEYS), valid(valid), total(valid + LIVE) {}
+      : head(head), split(split), base(split * KEYS), total(valid + LIVE), has_new(base + KEYS > valid) {}
 
   __device__ __forceinline__ bool empty() const { return base >= total; }
 
-  // Those that the prefix has, or those that it has not.
-  __device__ __forceinline__ void copy(KeysValues& into, const bf16* keys, const bf16* values, int capacity,
-                                       bool fresh) const {
+  __device__ __forceinline__ void copy(KeysValues& into, const bf16* keys, const bf16* values, int capacity) const {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, kv_head = head / (HEADS / KV_HEADS);
     const bf16* key = keys + ((long long)(base + g / 2 * 8 + g % 2) * KV_HEADS + kv_head) * HEAD_DIM + t * 8;
     const bf16* value = values + (long long)(kv_head * HEAD_DIM + g) * capacity + base + t * 8;
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c)
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        if (fresh == (base + g / 2 * 8 + g % 2 + 2 * j >= valid))
-          copy_async(&into.keys[c][j][lane], key + 2 * j * KV_HEADS * HEAD_DIM + 32 * c);
-    // Eight keys are copied at once, with the last of which all are there.
-    if (fresh != (base + t * 8 + 7 >= valid)) return;
+      for (int j = 0; j < 4; ++j) copy_async(&into.keys[c][j][lane], key + 2 * j * KV_HEADS * HEAD_DIM + 32 * c);
 #pragma unroll
     for (int n = 0; n < TILES; ++n) copy_async(&into.values[n][lane], value + (long long)8 * n * capacity);
   }
@@ -481,10 +417,9 @@ struct Addition {
 
   __device__ __forceinline__ explicit Addition(int block) : column(block * TILES * 8) {}
 
-  template <class W, class... To>
-  __device__ __forceinline__ void copy(W& weights, const bf16* weight, To&... to) const {
+  __device__ __forceinline__ void copy(Weights<K, TILES>& weights, const bf16* weight) const {
 #pragma unroll
-    for (int n = 0; n < TILES; ++n) weights.copy_tile(n, weight, column + n * 8, to...);
+    for (int n = 0; n < TILES; ++n) weights.copy_tile(n, weight, column + n * 8);
   }
 
   __device__ __forceinline__ void load_gate(const bf16* gate, const bf16* given_gate, const unsigned char* free) {
@@ -498,10 +433,10 @@ struct Addition {
   __device__ __forceinline__ int at(int i) const { return column + min(i / TILE, TILES - 1) * 8 + i % 8; }
 
   // `arrived` waits for the weights.
-  template <class W, class Wait>
-  __device__ __forceinline__ void run(const W& weights, Shares<TILES>& shares, const bf16* input, bf16* x,
-                                      Wait arrived) const {
-    constexpr int CHUNKS = Share<K>::CHUNKS;
+  template <class Wait>
+  __device__ __forceinline__ void run(const Weights<K, TILES>& weights, Shares<TILES>& shares, const bf16* input,
+                                      bf16* x, Wait arrived) const {
+    constexpr int CHUNKS = Weights<K, TILES>::CHUNKS;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     bf16 old[PLACES<TILES>];
 #pragma unroll
@@ -522,7 +457,8 @@ struct Addition {
       // All loads are under way before the first is waited for: the compiler moves none across this.
       __syncwarp();
       if (begin == 0) arrived();
-      weights.multiply(sums, begin, first, second);
+#pragma unroll
+      for (int c = 0; c < PART; ++c) weights.multiply(sums, begin + c, first[c], second[c]);
     }
     shares.put(sums);
     __syncthreads();
@@ -547,11 +483,9 @@ struct Gating {
 
   __device__ __forceinline__ explicit Gating(int block) : column(block * TILES * 8) {}
 
-  template <class W, class... To>
-  __device__ __forceinline__ void copy(W& weights, const bf16* weight, To&... to) const {
+  __device__ __forceinline__ void copy(Weights<WIDTH, 2 * TILES>& weights, const bf16* weight) const {
 #pragma unroll
-    for (int n = 0; n < 2 * TILES; ++n)
-      weights.copy_tile(n, weight, n / TILES * HIDDEN + column + n % TILES * 8, to...);
+    for (int n = 0; n < 2 * TILES; ++n) weights.copy_tile(n, weight, n / TILES * HIDDEN + column + n % TILES * 8);
   }
 
   __device__ __forceinline__ void finish(const Shares<2 * TILES>& shares, bf16* hidden) const {

@@ -18,14 +18,17 @@ from ki_ros.model.engine.modulation import Modulation
 from ki_ros.model.engine.packed import LayerWeights
 from ki_ros.model.model import KIModel
 
-ROWS, THREADS, KEYS, ATTEND_WARPS = 16, 256, 32, 4
-"""As in `expert.cu`."""
+ROWS, THREADS, KEYS = 16, 256, 32
+"""As in `expert.cuh`."""
 
 MOST_SPLITS = 32
 """Groups of keys that `combine` can add up."""
 
-TILES = {"QKV_TILES": 2, "OUT_TILES": 2, "UP_TILES": 2, "DOWN_TILES": 2}
-"""Columns of a block, in eights: what was fastest on an H200."""
+TILES = {"QKV_TILES": 2, "OUT_TILES": 2, "UP_TILES": 2, "DOWN_TILES": 2, "ATTEND_WARPS": 4}
+"""Columns of a block, in eights, and warps of one: what was fastest on an H200. It takes up to 136 KiB of memory."""
+
+SMALL_TILES = {"QKV_TILES": 1, "OUT_TILES": 1, "UP_TILES": 1, "DOWN_TILES": 1, "ATTEND_WARPS": 2}
+"""For devices whose blocks have less shared memory."""
 
 
 def expert_unsupported(config: KIConfig, longest: int) -> str | None:
@@ -46,9 +49,11 @@ def expert_unsupported(config: KIConfig, longest: int) -> str | None:
     return None
 
 
-def expert_macros(config: KIConfig, tiles: dict[str, int] = TILES) -> dict[str, int]:
-    """Those of `expert.cu`."""
+def expert_macros(config: KIConfig, most_shared: int) -> dict[str, int]:
+    """Those of `expert.cu`, on a device whose blocks can have so many bytes of shared memory."""
     language = config.language
+    product = TILES["DOWN_TILES"] * 8 * (config.expert.mlp * 2 + 512)
+    attention = TILES["ATTEND_WARPS"] * KEYS * language.head_dim * 4
     return {
         "LIVE": config.action_horizon,
         "WIDTH": config.expert.width,
@@ -57,7 +62,7 @@ def expert_macros(config: KIConfig, tiles: dict[str, int] = TILES) -> dict[str, 
         "KV_HEADS": language.kv_heads,
         "HEAD_DIM": language.head_dim,
         "ACTIONS": config.action_dim,
-        **tiles,
+        **(TILES if max(product, attention) <= most_shared else SMALL_TILES),
     }
 
 
@@ -121,6 +126,7 @@ class ExpertKernels:
     ) -> None:
         self._config, self._layers, self._memory, self._buffers = model.config, layers, memory, buffers
         self._modulations, self._given, self._kernels = modulations, given, kernels
+        self._attend_warps = kernels.constant("ATTENDING_WARPS")
         products = "project", "add_attended", "gate_up", "add_hidden"
         self._blocks = {name: kernels.constant(f"{name.upper()}_BLOCKS") for name in products}
         self._shared = {name: kernels.constant(f"{name.upper()}_SHARED") for name in (*products, "attend")}
@@ -155,7 +161,7 @@ class ExpertKernels:
         norm = self._norm(modulation, attention, free)
         # The prefix's keys and values may come from another stream.
         self._start("project", x, weights.qkv.weight, norm, prefix, buffers.queries, keys, values, early=step > 0)
-        grid, block = (buffers.splits // ATTEND_WARPS, language.heads), 32 * ATTEND_WARPS
+        grid, block = (buffers.splits // self._attend_warps, language.heads), 32 * self._attend_warps
         self._start("attend", buffers.queries, keys, values, prefix, splits, *found, grid=grid, block=block)
         grid, block = (self._config.action_horizon, language.heads), language.head_dim
         self._start("combine", *found, prefix, splits, buffers.attended, grid=grid, block=block)

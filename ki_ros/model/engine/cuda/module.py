@@ -19,15 +19,7 @@ class KernelError(RuntimeError):
 
 
 class Launcher(Protocol):
-    """Compiled kernels, and the device that they are for.
-
-    Attributes:
-        multiprocessors: how many there are.
-        most_shared: bytes of shared memory that a block can have.
-    """
-
-    multiprocessors: int
-    most_shared: int
+    """Compiled kernels."""
 
     def constant(self, name: str) -> int:
         """An `int` constant of the source."""
@@ -41,7 +33,6 @@ class Launcher(Protocol):
         *,
         shared: int = 0,
         early: bool = False,
-        together: bool = False,
     ) -> None:
         """Starts a kernel on the current stream.
 
@@ -51,7 +42,6 @@ class Launcher(Protocol):
             arguments: in order; what they point to must live until the kernel has ended.
             shared: bytes of dynamic shared memory of a block.
             early: it may begin before the kernel ahead of it ends, see `ptx.cuh`. That one must be of this module.
-            together: its blocks wait for each other, so all of them must run at once.
         """
 
 
@@ -73,11 +63,8 @@ class Module:
             raise KernelError(f"cuda-bindings cannot be imported ({error}); pip install cuda-bindings") from error
         self._driver, self._nvrtc = driver, nvrtc
         major, minor = torch.cuda.get_device_capability()
-        attribute, device = driver.CUdevice_attribute, torch.cuda.current_device()
-        self.multiprocessors = torch.cuda.get_device_properties().multi_processor_count
-        self.most_shared = self._call(
-            driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, device)
-        )
+        if major < 8:
+            raise KernelError(f"compute capability is {major}.{minor}; products in bfloat16 need 8.0")
         cubin = self._compile(source, [f"-D{name}={size}" for name, size in sizes.items()], f"sm_{major}{minor}")
         # Torch makes the context, so that both use the same.
         torch.cuda.current_stream().synchronize()
@@ -103,7 +90,6 @@ class Module:
         *,
         shared: int = 0,
         early: bool = False,
-        together: bool = False,
     ) -> None:
         """See `Launcher`."""
         driver = self._driver
@@ -120,10 +106,6 @@ class Module:
             attributes.append(driver.CUlaunchAttribute())
             attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             attributes[-1].value.programmaticStreamSerializationAllowed = 1
-        if together:
-            attributes.append(driver.CUlaunchAttribute())
-            attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
-            attributes[-1].value.cooperative = 1
         config.attrs, config.numAttrs = attributes, len(attributes)
         self._call(driver.cuLaunchKernelEx(config, function, ctypes.addressof(pointers), 0))
 
@@ -165,6 +147,21 @@ class Module:
         if int(status) != 0:
             raise KernelError(f"{type(status).__name__}: {status.name}")
         return values[0] if len(values) == 1 else tuple(values) or None
+
+
+def most_shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block can have. Raises KernelError where nobody can say."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise KernelError(f"cuda-bindings cannot be imported ({error}); pip install cuda-bindings") from error
+    torch.cuda.init()
+    attribute = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    index = torch.cuda.current_device() if device.index is None else device.index
+    status, size = driver.cuDeviceGetAttribute(attribute, index)
+    if int(status) != 0:
+        raise KernelError(f"{type(status).__name__}: {status.name}")
+    return size
 
 
 def as_c(argument: Argument) -> ctypes._SimpleCData | ctypes.Structure:

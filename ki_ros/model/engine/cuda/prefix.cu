@@ -136,16 +136,16 @@ extern "C" __global__ void __launch_bounds__(256) gated_gelu(const bf16* gate_up
 
 // Of projected (rows, (heads + 2 KV_HEADS) * HEAD_DIM): rotates the queries where they are; keys, rotated, to keys
 // (.., KV_HEADS * HEAD_DIM) and to where they are; values to values (KV_HEADS * HEAD_DIM, capacity). cosines, sines:
-// (.., HEAD_DIM / 2) of each position, which is the row. A block takes 8 rows; heads is HEADS or 0.
+// (.., HEAD_DIM / 2) of each position, which is the row. A block takes a part of 8 rows; heads is HEADS or 0.
 extern "C" __global__ void __launch_bounds__(256)
     rotate_prefix(bf16* projected, const float* cosines, const float* sines, bf16* keys, bf16* values, int rows,
                   int heads, int capacity) {
   constexpr int HALF = HEAD_DIM / 2, PARTS = HALF / 8;
   static_assert(HALF % 8 == 0, "a head's half is read 16 bytes at once");
   const int first = blockIdx.x * 8, width = (heads + 2 * KV_HEADS) * HEAD_DIM;
-  for (int i = threadIdx.x; i < 8 * (heads + KV_HEADS) * PARTS; i += 256) {
+  for (int i = threadIdx.x + blockIdx.y * 256; i < 8 * (heads + KV_HEADS) * PARTS; i += gridDim.y * 256) {
     const int part = i % PARTS * 8, head = i / PARTS % (heads + KV_HEADS), row = first + i / PARTS / (heads + KV_HEADS);
-    if (row >= rows) break;
+    if (row >= rows) continue;
     bf16* p = projected + (long long)row * width + head * HEAD_DIM + part;
     Eight a = read(p), b = read(p + HALF);
 #pragma unroll
@@ -159,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(256)
     bf16* key = keys + ((long long)row * KV_HEADS + head - heads) * HEAD_DIM + part;
     write(key, a), write(key + HALF, b);
   }
-  for (int d = threadIdx.x; d < KV_HEADS * HEAD_DIM; d += 256) {
+  for (int d = threadIdx.x + blockIdx.y * 256; d < KV_HEADS * HEAD_DIM; d += gridDim.y * 256) {
     const bf16* p = projected + (long long)first * width + (heads + KV_HEADS) * HEAD_DIM + d;
     Eight column;
 #pragma unroll

@@ -17,8 +17,9 @@ from ki_ros.model.engine.cuda.memory import Memory
 from ki_ros.model.engine.cuda.module import Argument, Launcher
 from ki_ros.model.engine.packed import LayerWeights, VisionWeights
 from ki_ros.model.model import KIModel
+from ki_ros.model.observation import pixel_values
 
-ROW_THREADS, MOST_WIDTH, THREADS, ROTATED_ROWS = 128, 3072, 256, 8
+ROW_THREADS, MOST_WIDTH, THREADS, ROTATED_ROWS, ROTATED_PARTS = 128, 3072, 256, 8, 3
 """As in `prefix.cu`."""
 
 
@@ -77,7 +78,7 @@ class PrefixKernels:
         """Writes keys and values; gives each layer's number as soon as its own are written.
 
         Args:
-            images: (V, 3, S, S) in [-1, 1].
+            images: (V, 3, S, S), see `Observation`.
             tokens: (n,) int64, of which the first `count` count; the keys and values of the others mean nothing.
             count: int64, no dimension.
         """
@@ -85,6 +86,7 @@ class PrefixKernels:
         x = torch.cat((views, self._backbone.language_model.embed(tokens)))
         seen = F.pad((count + len(views)).to(torch.int32)[None], (1, 0))
         language, rows = self._config.language, ctypes.c_int(len(x))
+        every = torch.arange(0, len(x) + 1, len(x), dtype=torch.int32, device=x.device)
         capacity, width = ctypes.c_int(self._memory.capacity), ctypes.c_int(language.width)
         last = len(self._language) - 1
         for layer, weights in enumerate(self._language):
@@ -101,13 +103,13 @@ class PrefixKernels:
                 rows,
                 ctypes.c_int(0 if layer == last else language.heads),
                 capacity,
-                grid=(-(-len(x) // ROTATED_ROWS), 1),
+                grid=(-(-len(x) // ROTATED_ROWS), ROTATED_PARTS),
                 block=THREADS,
             )
             yield layer
             if layer == last:
                 return
-            x.addmm_(self._attend(projected, seen), weights.out.weight.t())
+            x.addmm_(self._attend(projected, every, seen), weights.out.weight.t())
             self._start("rms_norm", x, weights.gains[1], normed, width, grid=(len(x), 1))
             both = F.linear(normed, weights.gate_up.weight)
             hidden = both.new_empty(len(x), language.mlp)
@@ -120,7 +122,7 @@ class PrefixKernels:
         config, views = self._config.vision, len(images)
         side, grid = config.patch_size, config.image_size // config.patch_size
         patches = images.new_zeros((views * config.tokens, self._patches.shape[1]), dtype=torch.bfloat16)
-        split = images.view(views, 3, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5)
+        split = pixel_values(images).reshape(views, 3, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5)
         patches[:, : 3 * side**2].view(split.shape).copy_(split)
         x = F.linear(patches, self._patches)
         x.view(views, config.tokens, -1).add_(self._positions)
@@ -140,16 +142,15 @@ class PrefixKernels:
     def _layer_norm(self, x: Tensor, norm: tuple[Tensor, Tensor], bias: Tensor | None, normed: Tensor) -> None:
         self._start("layer_norm", x, *norm, bias, normed, ctypes.c_int(x.shape[1]), grid=(len(x), 1))
 
-    def _attend(self, projected: Tensor, seen: Tensor) -> Tensor:
-        """All queries to the keys of `seen` (0, tokens): (T, N * H), of projected (T, (N + 2 K) * H)."""
+    def _attend(self, projected: Tensor, every: Tensor, seen: Tensor) -> Tensor:
+        """Queries up to `every` (0, T), keys up to `seen` (0, tokens): (T, N * H), of projected (T, (N + 2 K) * H)."""
         language, length = self._config.language, len(projected)
         split = projected.view(length, -1, language.head_dim)
         q, k, v = split.split((language.heads, language.kv_heads, language.kv_heads), dim=1)
         scale = language.head_dim**-0.5
         if projected.is_cuda:
-            all_rows = torch.arange(0, length + 1, length, dtype=torch.int32, device=projected.device)
             flash = torch.ops.aten._flash_attention_forward
-            return flash(q, k, v, all_rows, seen, length, length, 0.0, False, False, scale=scale)[0].flatten(1)
+            return flash(q, k, v, every, seen, length, length, 0.0, False, False, scale=scale)[0].flatten(1)
         mask = torch.arange(length)[None] < seen[1]
         q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
         k, v = (t.repeat_interleave(language.heads // language.kv_heads, 1) for t in (k, v))

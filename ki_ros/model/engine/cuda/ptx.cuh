@@ -36,54 +36,6 @@ __device__ __forceinline__ bf16 load_early(const bf16* p) {
   return v;
 }
 
-// Bytes that the copy engine brings to shared memory, for which threads wait at an `Arrival`: loads of the threads do
-// not queue behind them.
-struct Arrival {
-  unsigned long long state;
-
-  __device__ __forceinline__ unsigned address() const {
-    return static_cast<unsigned>(__cvta_generic_to_shared(&state));
-  }
-
-  // By one thread, before all others may see it.
-  __device__ __forceinline__ void init() {
-    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(address()) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  }
-
-  // By one thread: so many bytes will come.
-  __device__ __forceinline__ void expect(unsigned bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
-  }
-
-  // `parity` is even for the first time that it is waited for, odd for the second, and so on.
-  __device__ __forceinline__ void wait(unsigned parity) const {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-        "@!done bra again;\n"
-        "}\n" ::"r"(address()),
-        "r"(parity)
-        : "memory");
-  }
-};
-
-// Once through L2, in which other things are to stay.
-__device__ __forceinline__ void copy_bulk(bf16* shared, const bf16* global, unsigned bytes, Arrival& arrival) {
-  unsigned long long once;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-          static_cast<unsigned>(__cvta_generic_to_shared(shared))),
-      "l"(global), "r"(bytes), "r"(arrival.address()), "l"(once)
-      : "memory");
-}
-
-// What this thread has written to shared memory is ahead of what the copy engine will write.
-__device__ __forceinline__ void before_bulk() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
 // From L2: another multiprocessor may have written it.
 __device__ __forceinline__ uint4 load(const bf16* p) { return __ldcg(reinterpret_cast<const uint4*>(p)); }
 
@@ -121,16 +73,4 @@ __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
-}
-
-// What this thread, and those of its block that it has synchronised with, have written is there for who sees it count.
-__device__ __forceinline__ void arrive_at(unsigned* counter) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-}
-
-__device__ __forceinline__ void wait_until(unsigned* counter, unsigned goal) {
-  unsigned seen;
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-  } while (seen < goal);
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,15 +11,12 @@ from torch import Tensor
 from ki_ros.model.config import KIConfig
 from ki_ros.model.engine.cuda.expert import Buffers, ExpertKernels, expert_macros, expert_unsupported
 from ki_ros.model.engine.cuda.memory import Memory
-from ki_ros.model.engine.cuda.module import Launcher, Module
+from ki_ros.model.engine.cuda.module import Launcher, Module, most_shared_memory
 from ki_ros.model.engine.cuda.prefix import PrefixKernels, prefix_macros, prefix_unsupported
-from ki_ros.model.engine.cuda.steps import StepsKernel, steps_macros, steps_unsupported
 from ki_ros.model.engine.modulation import Modulation
 from ki_ros.model.engine.packed import LayerWeights, VisionWeights
 from ki_ros.model.model import KIModel
 from ki_ros.rig import POLICY_SLOTS
-
-logger = logging.getLogger(__name__)
 
 
 def longest_prefix(config: KIConfig) -> int:
@@ -44,6 +40,7 @@ class KernelSampler:
         modulations: of each step.
         given: of time 0.
         compile: makes kernels of a source file and its macros.
+        most_shared: bytes of shared memory that a block can have; those of the device when left out.
     """
 
     def __init__(
@@ -55,23 +52,19 @@ class KernelSampler:
         modulations: Sequence[Modulation],
         given: Modulation,
         compile: Callable[[str, dict[str, int]], Launcher] = Module,
+        most_shared: int | None = None,
     ) -> None:
         config = model.config
-        self._tokens, self._device = config.vision.tokens, model.device
+        self._tokens = config.vision.tokens
         self.memory = Memory(config, longest_prefix(config), model.device)
         self._side = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
         buffers = Buffers(model, self.memory)
-        kernels = compile("expert.cu", expert_macros(config))
+        if most_shared is None:
+            most_shared = most_shared_memory(model.device)
+        kernels = compile("expert.cu", expert_macros(config, most_shared))
         self._expert = ExpertKernels(model, expert, modulations, given, self.memory, buffers, kernels)
         kernels = compile("prefix.cu", prefix_macros(config))
         self._prefix = PrefixKernels(model, vision, language, self.memory, kernels)
-        kernels = compile("steps.cu", steps_macros(config))
-        self._steps: StepsKernel | None = None
-        reason = steps_unsupported(config, buffers.splits, kernels)
-        if reason is None:
-            self._steps = StepsKernel(expert, modulations, given, self.memory, buffers, kernels)
-        else:
-            logger.info("each phase of the expert is a kernel, for all of them as one cannot run: %s", reason)
 
     def encode(self, images: Tensor, tokens: Tensor, count: Tensor) -> None:
         """Writes the keys and values of an observation to the memory; arguments are those of `sample`."""
@@ -82,7 +75,7 @@ class KernelSampler:
         """Actions (L, D) float32.
 
         Args:
-            images: (V, 3, S, S) in [-1, 1].
+            images: (V, 3, S, S), see `Observation`.
             tokens: (n,) int64, of which the first `count` count.
             count: int64, no dimension.
             x: (L, D) float32: noise, and the actions of the rows that are given. It becomes the actions.
@@ -98,9 +91,6 @@ class KernelSampler:
         if self._side is not None:
             torch.cuda.current_stream().wait_stream(self._side)
         self._expert.advance(x, 0, free)
-        if self._steps is not None:
-            self._steps.run(x, 1, before, count, free)
-            return x
         for step in range(1, self._expert.steps):
             for layer in range(layers):
                 self._expert.layer(step, layer, before, count, free)
