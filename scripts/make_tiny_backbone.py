@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains the backbone of the ki_tiny preset to find blocks in simulated pictures: its stand-in for PaliGemma.
+"""Trains the backbone of the ki_tiny preset to find blocks in pictures and to read numbers: its stand-in for PaliGemma.
 
     scripts/make_tiny_backbone.py [DIRECTORY] [--scenes 4000] [--steps 1200] [--batch 32] [--seed 0] [--json FILE]
 
@@ -7,8 +7,13 @@ pi0.5 begins with a vision-language model that knows what a red block is and whe
 teach that to a small model only slowly: of 32,000 demonstrated chunks ki_tiny had learnt nothing of it. So it begins
 with a backbone that has learnt to answer "where is the red block" with the place in 256ths of the exterior view from
 the left and from the top (Beyer et al. 2024, arXiv 2407.07726, train PaliGemma on detection likewise). Most questions
-are put as a policy's instructions are, with a state that means nothing. Beside the answer each token of a picture says,
-through a linear layer that is dropped afterwards, how much of the block lies on it.
+are put as a policy's instructions are, with a state that has nothing to do with the picture. Beside the answer each
+token of a picture says, through a linear layer that is dropped afterwards, how much of the block lies on it.
+
+And it knows numbers. So each token of a state says through another such layer which of the state's values it is, and
+the prompt's last token says them all: asked for places alone, the backbone learns to overlook the state, and a policy
+that begins with it goes on doing so. That is read where the last layer has its keys and values from, as the expert sees
+nothing of a prompt that comes later.
 
 Scenes have the seeds from 500,000 on; demonstrations begin at 0, and evaluations at a million. The action expert in the
 checkpoint is untrained.
@@ -55,6 +60,8 @@ HELD_OUT = 200
 SMALLEST = 20
 """Pixels of a block that is asked for; less of it cannot be told from something else."""
 AUGMENT = AugmentConfig(brightness=0.2, contrast=0.2, saturation=0.2)
+AFTER_STATE = 5
+"""Tokens of a prompt after those of its state, which are one for each value."""
 PEAK, WARMUP = 1.5e-3, 100
 """Learning rate, and steps until it is reached."""
 VISION = KIConfig.from_preset("ki_tiny").vision
@@ -76,12 +83,14 @@ class Row:
     """Both views (S, S, 3) uint8, what is asked, what lies on each patch of each view, and the answer.
 
     Attributes:
+        state: (8,) of the prompt, normalised; None where it has none.
         shares: (2, P) float32; all zero in a view that does not show the block.
         centre: of the block in the exterior view, in 256ths from the left and from the top.
     """
 
     pixels: list[np.ndarray]
     prompt: str
+    state: np.ndarray | None
     shares: np.ndarray
     centre: tuple[int, int]
 
@@ -102,22 +111,42 @@ def view_of(picture: Picture) -> View:
     return View(resize_with_pad(picture.pixels, side), shares, centres)
 
 
+@dataclass(frozen=True)
+class Said:
+    """What the model says of a batch.
+
+    Attributes:
+        logits, answers: (B, 3, vocabulary) of the answers' tokens, and these (B, 3).
+        places: (B, 2, P) log-shares of patches.
+        states: (N, 9, 8) what each token of the state, and the prompt's last one, say of the N rows that have a state.
+    """
+
+    logits: Tensor
+    answers: Tensor
+    places: Tensor
+    states: Tensor
+
+
 class Learner:
-    """The model, the layer beside it, and what they are told."""
+    """The model, the layers beside it, and what they are told."""
 
     def __init__(self, tokenizer: Path, seed: int) -> None:
         torch.manual_seed(seed)
         self.config = KIConfig.from_preset("ki_tiny")
         self.model = KIModel(self.config)
         self._locate = nn.Linear(self.config.language.width, 1)
+        self._read = nn.Linear(self.config.language.width, STATE_DIM)
         self._tokenizer = PromptTokenizer(tokenizer, 40)
+        self._stream = torch.empty(0)
+        layer = self.model.paligemma_with_expert.backbone.language_model.layers[-1]
+        layer.input_layernorm.register_forward_hook(self._keep)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
-        return [*self.model.backbone_parameters().values(), *self._locate.parameters()]
+        return [*self.model.backbone_parameters().values(), *self._locate.parameters(), *self._read.parameters()]
 
-    def run(self, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the answers' tokens (B, 3, vocabulary), their targets (B, 3), log-shares of patches (B, 2, P)."""
+    def run(self, rows: list[Row]) -> Said:
+        """What the model says of these rows."""
         batch, patches = len(rows), VISION.tokens
         tokens, mask = (np.stack(part) for part in zip(*(self._tokenizer.encode(r.prompt) for r in rows), strict=True))
         answers = torch.tensor([self._answer(row.centre) for row in rows])
@@ -139,7 +168,14 @@ class Learner:
             prefix.embeddings, prefix.mask, following, torch.ones_like(answers, dtype=torch.bool), wanted
         )
         places = self._locate(hidden[:, : 2 * patches])[..., 0].unflatten(1, (2, patches))
-        return self.model.vlm_logits(hidden[:, 2 * patches :]), answers, F.log_softmax(places, dim=-1)
+        last = 2 * patches - 1 + torch.from_numpy(mask).sum(1, keepdim=True)
+        spoken = torch.cat((last - AFTER_STATE + torch.arange(1 - STATE_DIM, 1), last), dim=1)
+        stateful = torch.tensor([number for number, row in enumerate(rows) if row.state is not None], dtype=torch.int64)
+        states = self._read(self._stream[stateful[:, None], spoken[stateful]])
+        return Said(self.model.vlm_logits(hidden[:, 2 * patches :]), answers, F.log_softmax(places, dim=-1), states)
+
+    def _keep(self, _module: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
+        self._stream = output
 
     def _answer(self, centre: tuple[int, int]) -> list[int]:
         ids, mask = self._tokenizer.encode(f" {centre[0]} {centre[1]}")
@@ -199,14 +235,16 @@ def train(learner: Learner, scenes: list[list[View]], steps: int, batch: int, se
             for group in optimizer.param_groups:
                 group["lr"] = rate
             rows = [draw_row(scenes[random.integers(len(scenes))], random, augment=True) for _ in range(batch)]
-            logits, answers, places = learner.run(rows)
-            answer_loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
-            place_loss = -(places * torch.from_numpy(np.stack([row.shares for row in rows]))).sum((1, 2)).mean()
+            said = learner.run(rows)
+            answer_loss = F.cross_entropy(said.logits.flatten(0, 1), said.answers.flatten())
+            place_loss = -(said.places * torch.from_numpy(np.stack([row.shares for row in rows]))).sum((1, 2)).mean()
+            state_loss = F.mse_loss(said.states, state_targets(rows), reduction="sum") / len(rows)
             optimizer.zero_grad(set_to_none=True)
-            (answer_loss + place_loss).backward()
+            (answer_loss + place_loss + state_loss).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            shown = {"answer_loss": answer_loss.item(), "place_loss": place_loss.item()}
+            losses = {"answer_loss": answer_loss, "place_loss": place_loss, "state_loss": state_loss}
+            shown = {name: loss.item() for name, loss in losses.items()}
             bar.update(task, advance=1, losses=", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
     return shown
 
@@ -214,37 +252,55 @@ def train(learner: Learner, scenes: list[list[View]], steps: int, batch: int, se
 def draw_row(views: list[View], random: np.random.Generator, *, augment: bool, colour: str | None = None) -> Row:
     """A question about one of the blocks that the exterior view shows, or about the one of that colour."""
     colour = colour or str(random.choice(sorted(views[0].shares)))
+    state = None
     if random.random() < QUESTION_SHARE:
         prompt = str(random.choice(QUESTIONS)).format(colour=colour)
     else:
         instruction = str(random.choice(INSTRUCTIONS)).format(colour=colour)
-        prompt = build_prompt(instruction, random.uniform(-1.0, 1.0, STATE_DIM))
+        state = random.uniform(-1.0, 1.0, STATE_DIM)
+        prompt = build_prompt(instruction, state)
     pixels = [augment_view(v.pixels, random, AUGMENT, geometric=False) if augment else v.pixels for v in views]
     nothing = np.zeros(VISION.tokens, dtype=np.float32)
     shares = np.stack([view.shares.get(colour, nothing) for view in views])
-    return Row(pixels, prompt, shares, views[0].centres[colour])
+    return Row(pixels, prompt, state, shares, views[0].centres[colour])
+
+
+def state_targets(rows: list[Row]) -> Tensor:
+    """(N, 9, 8) of the N rows that have a state: each token's own value in its own place, then all of them."""
+    stateful = np.array([row.state for row in rows if row.state is not None]).reshape(-1, STATE_DIM)
+    states = torch.from_numpy(stateful.astype(np.float32))
+    return torch.cat((torch.diag_embed(states), states[:, None]), dim=1)
 
 
 @torch.no_grad()
 def evaluate(learner: Learner, scenes: list[list[View]]) -> dict[str, float]:
     """About every block of the scenes: how often the patch with the largest share is one that the block lies on, in
-    the exterior and in the wrist view, and how often the answer is within 8 of 256."""
+    the exterior and in the wrist view, how often the answer is within 8 of 256, and the mean absolute error of the
+    state's values, in their range of -1 to 1, as the prompt's last token says them."""
     learner.model.eval()
     random = np.random.default_rng(0)
     rows = [draw_row(views, random, augment=False, colour=c) for views in scenes for c in sorted(views[0].shares)]
     on_block: tuple[list[float], list[float]] = ([], [])
     near: list[bool] = []
+    misread: list[float] = []
     for first in range(0, len(rows), 50):
         some = rows[first : first + 50]
-        logits, answers, places = learner.run(some)
-        for row, chosen in zip(some, places.argmax(-1).tolist(), strict=True):
+        said = learner.run(some)
+        for row, chosen in zip(some, said.places.argmax(-1).tolist(), strict=True):
             for view, place in enumerate(chosen):
                 if row.shares[view].any():
                     on_block[view].append(float(row.shares[view, place]) > 0.05)
         # Of the number tokens, which follow each other in the order of their values.
-        near += (logits[:, :2].argmax(-1) - answers[:, :2]).abs().le(8).all(-1).tolist()
+        near += (said.logits[:, :2].argmax(-1) - said.answers[:, :2]).abs().le(8).all(-1).tolist()
+        misread += (said.states - state_targets(some))[:, -1].abs().mean(-1).tolist()
     exterior, wrist = (float(np.mean(found)) for found in on_block)
-    return {"questions": len(rows), "exterior": exterior, "wrist": wrist, "answers": float(np.mean(near))}
+    return {
+        "questions": len(rows),
+        "exterior": exterior,
+        "wrist": wrist,
+        "answers": float(np.mean(near)),
+        "state_error": float(np.mean(misread)),
+    }
 
 
 if __name__ == "__main__":
