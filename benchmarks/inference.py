@@ -2,18 +2,24 @@
 """How long an action chunk takes: our engines, what openpi's PyTorch policy does, and the floor of this machine.
 
     benchmarks/inference.py [--preset ki_300m | --checkpoint DIR] [--device cpu] [--dtype float32] [--views 2]
-                            [--prompt-tokens 64] [--steps 10] [--engines reference fused ...] [--rounds 15]
-                            [--threads N] [--inputs 0] [--real DROID] [--soak 0] [--picture FILE] [--json FILE]
+                            [--prompt-tokens 64] [--steps 10] [--engines reference fused ...] [--lerobot] [--compiled]
+                            [--rounds 15] [--threads N] [--inputs 0] [--real DROID] [--soak 0] [--guided]
+                            [--picture FILE] [--json FILE]
 
 All sides have the same weights and inputs, batch 1, and take turns in this process. A preset has untrained weights.
 
 - openpi_like: three views, one after another, the masked one too; 200 padded tokens; a dense mask; modulation anew at
-  each step (`openpi_like.py`). On a GPU openpi compiles this; so does `openpi_compiled`, there.
+  each step (`openpi_like.py`).
+- lerobot (--lerobot): LeRobot's own pi05 with these weights, where its package is installed (`lerobot_pi05.py`).
+- with --compiled these two also as their projects compile them, which takes minutes.
 - reference: the model as it is written down, which leaves out what is masked; the engines of `ki_ros.model.engine`.
+  Engines are given an observation on the CPU, as a policy gives it to them, and upload it; the others are given one
+  that is on the device already.
 - parts: vision, prefill (without vision) and the integration of the expert, each timed alone; host: what a policy does
   around the engine, from pictures as bytes to actions in the rig's units.
 - floor: the arithmetic of vision and prefill at the rate of this machine's best matrix product, and of each step the
   larger of that and its weights, keys and values at the rate of its memory. Both rates are measured first.
+- guided (--guided): the best engine's call with the guidance of real-time chunking, a backward pass in each step.
 - error: of each engine's actions against the reference in float32, on random inputs (--inputs) and on as many steps of
   real DROID episodes (--real);
 - soak: so many calls of the best engine with changing prompts, and cameras that drop out and come back: memory before
@@ -33,6 +39,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lerobot_pi05
 import numpy as np
 import torch
 from openpi_like import OpenpiLike
@@ -44,6 +51,7 @@ from ki_ros.model.config import PRESETS, KIConfig
 from ki_ros.model.engine import ENGINES, FusedEngine, ReferenceEngine, compare, make_engine, random_input
 from ki_ros.model.model import KIModel
 from ki_ros.model.normalize import NormStats
+from ki_ros.model.rtc import Guidance, soft_mask
 from ki_ros.model.tokenizer import PromptTokenizer
 from ki_ros.policy import DTYPES, Policy
 from ki_ros.rig import CameraRole
@@ -60,13 +68,12 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     policy = make_policy(options)
     model, device = policy.model, policy.model.device
-    observation, noise = random_input(model.config, options.prompt_tokens, options.views, device)
+    here = random_input(model.config, options.prompt_tokens, options.views)
+    there = random_input(model.config, options.prompt_tokens, options.views, device)
     engines = {name: make_engine(name, model, options.steps) for name in options.engines}
-    sides: dict[str, Callable[[], Any]] = {"openpi_like": OpenpiLike(model, options.steps)}
-    if device.type == "cuda":
-        sides["openpi_compiled"] = torch.compile(OpenpiLike(model, options.steps).sample, mode="max-autotune")
-    sides |= engines
-    calls = {name: _call(side, observation, noise) for name, side in sides.items()}
+    others = others_of(model, options)
+    calls = {name: _call(side, *there) for name, side in others.items()}
+    calls |= {name: _call(engine, *here) for name, engine in engines.items()}
     for name, call in calls.items():
         began = time.perf_counter()
         if name in engines:
@@ -87,6 +94,7 @@ def main() -> None:
         "ratio_to_openpi_like": median["openpi_like"] / median[best],
         "ratio_to_floor": 1e3 * median[best] / floor["total_ms"],
         "errors": errors_of(policy, options),
+        "guided": guided(engines[best], *here, options.rounds) if options.guided else {},
         "soak": soak(engines[best], policy, options.soak),
         "device": _name(device),
         "threads": torch.get_num_threads(),
@@ -107,6 +115,23 @@ def main() -> None:
 # The sides
 
 
+def others_of(model: KIModel, options: argparse.Namespace) -> dict[str, Any]:
+    """What the engines are compared with."""
+    sides: dict[str, Any] = {"openpi_like": OpenpiLike(model, options.steps)}
+    if options.compiled:
+        sides["openpi_compiled"] = torch.compile(OpenpiLike(model, options.steps).sample, mode="max-autotune")
+    reason = lerobot_pi05.available() if options.lerobot else None
+    if reason:
+        console.print(f"without LeRobot: {reason}", style="yellow")
+    elif options.lerobot:
+        for compiled in (False, True)[: 1 + options.compiled]:
+            dtype = DTYPES[options.dtype]
+            side = lerobot_pi05.LerobotPi05(model.config, options.steps, model.device, dtype, compiled)
+            side.load(model)
+            sides["lerobot_compiled" if compiled else "lerobot"] = side
+    return sides
+
+
 def make_policy(options: argparse.Namespace) -> Policy:
     """A policy of the checkpoint; or of the preset, with untrained weights and the small policy's files."""
     if options.checkpoint:
@@ -124,13 +149,14 @@ def make_policy(options: argparse.Namespace) -> Policy:
     dtype = torch.get_default_dtype()
     # Made in the type that it computes in: the full model does not fit into the memory twice.
     torch.set_default_dtype(DTYPES[options.dtype])
-    model = KIModel(config).eval()
+    with torch.device(options.device):
+        model = KIModel(config).eval()
     torch.set_default_dtype(dtype)
     for name, parameter in model.named_parameters():
         # What begins as zero would leave the expert out.
         if name.endswith("dense.weight"):
             torch.nn.init.normal_(parameter, std=0.02)
-    model = model.cast_(DTYPES[options.dtype]).to(options.device).requires_grad_(False)
+    model = model.cast_(DTYPES[options.dtype]).requires_grad_(False)
     files = find_share("models", "ki_tiny")
     tokenizer = PromptTokenizer(files / "tokenizer.model", config.max_token_len)
     stats = NormStats.load(files / "norm_stats.json")
@@ -143,14 +169,14 @@ def _call(side: Any, observation: Any, noise: torch.Tensor) -> Callable[[], Any]
 
 
 def part_calls(engine: Any, policy: Policy, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """The parts of the best engine's call; of the fused engine where that is not made of parts."""
+    """The parts of the best engine's call, each alone; of the fused engine where that is not made of parts."""
     model = policy.model
     if not isinstance(engine, FusedEngine):
         engine = FusedEngine(model, options.steps)
     observation, noise = random_input(model.config, options.prompt_tokens, options.views, model.device)
     images = torch.cat(list(observation.images.values()))
     tokens = observation.tokenized_prompt[observation.tokenized_prompt_mask]
-    prefix = engine.encode(images, tokens)
+    parts = engine.parts(images, tokens, noise[0])
     side = model.config.vision.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     views = dict.fromkeys(policy.required_views, pixels)
@@ -161,12 +187,7 @@ def part_calls(engine: Any, policy: Policy, options: argparse.Namespace) -> dict
         policy.observe(views, state, "put the marker in the pot")
         policy.in_rig_units(actions.cpu().numpy())
 
-    return {
-        "vision": lambda: engine.encode_views(images),
-        "vision and prefill": lambda: engine.encode(images, tokens),
-        "steps": lambda: engine.integrate(prefix, noise[0]),
-        "host": host,
-    }
+    return parts | {"host": host}
 
 
 def take_turns(calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
@@ -285,6 +306,15 @@ def _real(policy: Policy, directory: Path, count: int) -> Any:
 # Many calls
 
 
+def guided(engine: Any, observation: Any, noise: torch.Tensor, rounds: int) -> dict[str, float]:
+    """A call that agrees with three rows before it."""
+    rows = noise.shape[1]
+    guidance = Guidance(torch.zeros(1, rows, min(8, noise.shape[2])), soft_mask(rows, 3, rows // 2))
+    call = {"guided": lambda: engine.sample(observation, noise, guidance=guidance)}
+    call["guided"]()
+    return _figures(take_turns(call, rounds, engine.model.device)["guided"])
+
+
 def soak(engine: Any, policy: Policy, calls: int) -> dict[str, float]:
     """Memory and graphs after a tenth of the calls, and after all."""
     if not calls:
@@ -343,6 +373,8 @@ def show(figures: dict[str, Any], options: argparse.Namespace) -> None:
                 row = f"{error['inputs']} {kind}", f"{error['largest']:.1e}", f"{error['rms']:.1e}"
                 table.add_row(name, *row)
         console.print(table)
+    if figures["guided"]:
+        console.print(f"{figures['best']} with guidance: {figures['guided']['p50_ms']:.1f} ms")
     if found := figures["soak"]:
         console.print(
             f"{found['calls']} calls: {found['memory_mib_before']:.0f} MiB and {found['graphs_before']} graphs after a "
@@ -400,6 +432,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=None, help="all that the device can run")
+    parser.add_argument("--lerobot", action="store_true", help="LeRobot's pi05 too")
+    parser.add_argument("--compiled", action="store_true", help="openpi's and LeRobot's code compiled too: minutes")
+    parser.add_argument("--guided", action="store_true", help="also a call with guidance")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=0, help="of torch on the CPU; 0: its own choice")
     parser.add_argument("--inputs", type=int, default=0, help="inputs of each kind on which errors are measured")

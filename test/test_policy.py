@@ -17,6 +17,7 @@ from ki_ros.model.checkpoint import CheckpointError, save_checkpoint
 from ki_ros.model.config import KIConfig
 from ki_ros.model.model import KIModel
 from ki_ros.model.normalize import NormStats
+from ki_ros.model.observation import pixel_values
 from ki_ros.model.tokenizer import PromptTokenizer
 from ki_ros.policy import Policy, PolicyError, model_directory
 from ki_ros.rig import RESET_JOINT_POSITIONS, ActionSpace, CameraRole
@@ -97,7 +98,7 @@ def test_observation_is_what_the_model_was_trained_on(policy: Policy) -> None:
         role: np.full((224, 224, 3), value, np.uint8) for role, value in zip(CameraRole, (0, 100, 255), strict=True)
     }
     observation = policy.observe(views, STATE, " Pick_up the cube \n")
-    assert {slot: image.unique().tolist() for slot, image in observation.images.items()} == {
+    assert {slot: pixel_values(image).unique().tolist() for slot, image in observation.images.items()} == {
         "base_0_rgb": [-1.0],
         "left_wrist_0_rgb": [1.0],
     }

@@ -6,6 +6,7 @@ heads, H head dimension.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -144,6 +145,15 @@ class FusedEngine:
         normed = torch.addcmul(m.shifts[-1], rms_normalize(hidden), m.gains[-1]).to(self._dtype)
         out = model.action_out_proj
         return F.linear(normed.to(out.weight.dtype), out.weight, out.bias).float()
+
+    def parts(self, images: Tensor, tokens: Tensor, noise: Tensor) -> dict[str, Callable[[], object]]:
+        """To be timed, each alone: vision; vision and prefill; all steps. Arguments as `encode` and `integrate`."""
+        prefix = self.encode(images, tokens)
+        return {
+            "vision": lambda: self.encode_views(images),
+            "vision and prefill": lambda: self.encode(images, tokens),
+            "steps": lambda: self.integrate(prefix, noise),
+        }
 
     # What they are made of; an engine that compiles replaces these
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from ki_ros.model.flow import integrate
 from ki_ros.model.model import KIModel
 from ki_ros.model.observation import Observation
 from ki_ros.model.rtc import Guidance, pulled
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +117,13 @@ class GraphEngine(CompiledEngine):
         captured.replay()
         return captured.actions.clone()[None]
 
+    def parts(self, images: Tensor, tokens: Tensor, noise: Tensor) -> dict[str, Callable[[], object]]:
+        """See `FusedEngine`; a graph each."""
+        parts = super().parts(images, tokens, noise)
+        if self._sampler is not None:
+            parts = self._sampler.parts(images, tokens, noise)
+        return {name: self._record(part)[0] for name, part in parts.items()}
+
     def _get(self, views: int, tokens: int, how: How, pixels: torch.dtype = torch.uint8) -> _Captured:
         """The graph for so many views and tokens, captured if it is not yet."""
         longest = self._config.max_token_len
@@ -180,7 +190,7 @@ class GraphEngine(CompiledEngine):
         if device.type != "cuda":
             raise EngineError(f"engine 'graph' needs a CUDA device, and the model is on {device}; use 'fused'")
 
-    def _record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    def _record(self, run: Callable[[], T]) -> tuple[Callable[[], None], T]:
         """How to run it again on the same tensors, and what it writes to."""
         device = self.model.device
         beside = torch.cuda.Stream(device)

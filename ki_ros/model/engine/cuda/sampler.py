@@ -71,6 +71,23 @@ class KernelSampler:
         for _ in self._prefix.encode(images, tokens, count):
             pass
 
+    def parts(self, images: Tensor, tokens: Tensor, noise: Tensor) -> dict[str, Callable[[], object]]:
+        """To be timed, each alone: vision; vision and prefill; all steps, none of them beside the prefill."""
+        count, before = torch.tensor(len(tokens), device=images.device), len(images) * self._tokens
+
+        def steps() -> Tensor:
+            x = noise.clone()
+            self._expert.begin(x)
+            for step in range(self._expert.steps):
+                self._step(x, step, before, count, None)
+            return x
+
+        return {
+            "vision": lambda: self._prefix.encode_views(images),
+            "vision and prefill": lambda: self.encode(images, tokens, count),
+            "steps": steps,
+        }
+
     def sample(self, images: Tensor, tokens: Tensor, count: Tensor, x: Tensor, free: Tensor | None = None) -> Tensor:
         """Actions (L, D) float32.
 
@@ -82,7 +99,6 @@ class KernelSampler:
             free: (L,) bool, false for the rows that are given; None where none is.
         """
         before = len(images) * self._tokens
-        layers = len(self.memory.keys)
         with self._beside():
             self._expert.begin(x, free)
         for layer in self._prefix.encode(images, tokens, count):
@@ -92,10 +108,13 @@ class KernelSampler:
             torch.cuda.current_stream().wait_stream(self._side)
         self._expert.advance(x, 0, free)
         for step in range(1, self._expert.steps):
-            for layer in range(layers):
-                self._expert.layer(step, layer, before, count, free)
-            self._expert.advance(x, step, free)
+            self._step(x, step, before, count, free)
         return x
+
+    def _step(self, x: Tensor, step: int, before: int, count: Tensor, free: Tensor | None) -> None:
+        for layer in range(len(self.memory.keys)):
+            self._expert.layer(step, layer, before, count, free)
+        self._expert.advance(x, step, free)
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
