@@ -81,6 +81,11 @@ class GraphEngine(CompiledEngine):
         """How many graphs there are."""
         return len(self._captured)
 
+    @property
+    def kernels(self) -> bool:
+        """Whether kernels of our own sample, and not layers that torch compiles."""
+        return self._sampler is not None
+
     def prepare(self) -> None:
         """Captures the graphs of all prompts."""
         longest = self._config.max_token_len

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -55,8 +56,8 @@ struct Gate {
 
 struct Fiber {
   ucontext_t context;
-  std::vector<char> stack = std::vector<char>(STACK);
-  bool ended = false;
+  jmp_buf place;  // where it goes on; unlike a context, to be changed without the kernel
+  bool begun = false, ended = false;
   const Gate* gate = nullptr;  // that it waits at, until this is no longer its round
   int round = 0;
 };
@@ -71,10 +72,20 @@ struct Block {
 
 inline Block* block = nullptr;
 inline int running = 0;
-inline ucontext_t scheduler;
+inline ucontext_t beginning;
+inline jmp_buf scheduler;
 inline std::function<void()> body;
 
-inline void yield() { swapcontext(&block->fibers[running].context, &scheduler); }
+inline void yield() {
+  if (!_setjmp(block->fibers[running].place)) _longjmp(scheduler, 1);
+}
+
+inline void go_on(Fiber& fiber) {
+  if (_setjmp(scheduler)) return;
+  if (fiber.begun) _longjmp(fiber.place, 1);
+  fiber.begun = true;
+  swapcontext(&beginning, &fiber.context);
+}
 
 inline void pass(Gate& gate, int members) {
   Fiber& fiber = block->fibers[running];
@@ -95,6 +106,9 @@ inline void entry() {
 }
 
 inline void run(int threads, std::size_t shared, const std::function<void()>& kernel) {
+  // Fresh memory is what takes time.
+  static std::vector<std::vector<char>> stacks;
+  while (int(stacks.size()) < threads) stacks.emplace_back(STACK);
   Block b;
   body = kernel, block = &b;
   b.fibers = std::vector<Fiber>(threads);
@@ -102,9 +116,10 @@ inline void run(int threads, std::size_t shared, const std::function<void()>& ke
   b.shared.resize(shared / sizeof(uint4) + 1);
   // What no one has written is not a number.
   std::memset(b.shared.data(), 0xff, b.shared.size() * sizeof(uint4));
-  for (Fiber& f : b.fibers) {
+  for (int i = 0; i < threads; ++i) {
+    Fiber& f = b.fibers[i];
     getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.data();
+    f.context.uc_stack.ss_sp = stacks[i].data();
     f.context.uc_stack.ss_size = STACK;
     f.context.uc_link = nullptr;
     makecontext(&f.context, entry, 0);
@@ -119,7 +134,7 @@ inline void run(int threads, std::size_t shared, const std::function<void()>& ke
       if (f.gate && f.gate->round == f.round) continue;
       f.gate = nullptr;
       running = threadIdx.x = i;
-      swapcontext(&scheduler, &f.context);
+      go_on(f);
     }
   }
 }
