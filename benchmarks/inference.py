@@ -4,7 +4,7 @@
     benchmarks/inference.py [--preset ki_300m | --checkpoint DIR] [--device cpu] [--dtype float32] [--views 2]
                             [--prompt-tokens 64] [--steps 10] [--engines reference fused ...] [--lerobot] [--compiled]
                             [--rounds 15] [--threads N] [--inputs 0] [--real DROID] [--soak 0] [--guided]
-                            [--picture FILE] [--json FILE]
+                            [--picture FILE] [--profile FILE] [--json FILE]
 
 All sides have the same weights and inputs, batch 1, and take turns in this process. A preset has untrained weights.
 
@@ -22,6 +22,7 @@ All sides have the same weights and inputs, batch 1, and take turns in this proc
 - guided (--guided): the best engine's call with the guidance of real-time chunking, a backward pass in each step.
 - error: of each engine's actions against the reference in float32, on random inputs (--inputs) and on as many steps of
   real DROID episodes (--real);
+- profile (--profile, on a GPU): a picture of when each kernel of the best engine's call ran.
 - soak: so many calls of the best engine with changing prompts, and cameras that drop out and come back: memory before
   and after, and captured graphs.
 """
@@ -42,6 +43,8 @@ from typing import Any
 import lerobot_pi05
 import numpy as np
 import torch
+from kernel_profile import draw as draw_profile
+from kernel_profile import record
 from openpi_like import OpenpiLike
 from rich.console import Console
 from rich.table import Table
@@ -108,6 +111,8 @@ def main() -> None:
     show(figures, options)
     if options.picture:
         draw(figures, options.picture)
+    if options.profile:
+        draw_profile(record(calls[best]), f"{options.preset}, {options.dtype}, {figures['device']}", options.profile)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
@@ -451,8 +456,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--real", type=Path, default=None, help="directory of DROID episodes with pictures")
     parser.add_argument("--soak", type=int, default=0, help="calls with changing prompts and views")
     parser.add_argument("--picture", type=Path, default=None, help="draw the figures to this file")
+    parser.add_argument("--profile", type=Path, default=None, help="draw a call's kernels to this file; on a GPU")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args()
+    if options.profile and not options.device.startswith("cuda"):
+        parser.error(f"--profile needs a CUDA device, and --device is {options.device}")
     if options.engines is None:
         options.engines = ["reference", "fused"] + ["graph"] * options.device.startswith("cuda")
     return options

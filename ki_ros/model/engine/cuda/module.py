@@ -65,7 +65,12 @@ class Module:
         major, minor = torch.cuda.get_device_capability()
         if major < 8:
             raise KernelError(f"compute capability is {major}.{minor}; products in bfloat16 need 8.0")
-        cubin = self._compile(source, [f"-D{name}={size}" for name, size in sizes.items()], f"sm_{major}{minor}")
+        try:
+            cubin = self._compile(source, [f"-D{name}={size}" for name, size in sizes.items()], f"sm_{major}{minor}")
+        except KernelError:
+            raise
+        except RuntimeError as error:
+            raise KernelError(f"NVRTC cannot be loaded ({error}); pip install nvidia-cuda-nvrtc") from error
         # Torch makes the context, so that both use the same.
         torch.cuda.current_stream().synchronize()
         self._module = self._call(driver.cuModuleLoadData(cubin))
