@@ -73,7 +73,7 @@ __device__ __forceinline__ void add(const bf16* input, const bf16* weight, const
   addition.copy(shared.weights, weight);
   addition.load_gate(gate, given_gate, free);
   wait_for_previous();
-  addition.run(shared.weights, shared.shares, input, x, [] { wait_for_copies(); });
+  addition.run(shared.weights, shared.shares, input, x);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -432,10 +432,8 @@ struct Addition {
 
   __device__ __forceinline__ int at(int i) const { return column + min(i / TILE, TILES - 1) * 8 + i % 8; }
 
-  // `arrived` waits for the weights.
-  template <class Wait>
   __device__ __forceinline__ void run(const Weights<K, TILES>& weights, Shares<TILES>& shares, const bf16* input,
-                                      bf16* x, Wait arrived) const {
+                                      bf16* x) const {
     constexpr int CHUNKS = Weights<K, TILES>::CHUNKS;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     bf16 old[PLACES<TILES>];
@@ -456,7 +454,7 @@ struct Addition {
         first[c] = load(p + 32 * (begin + c)), second[c] = load(p + 8 * K + 32 * (begin + c));
       // All loads are under way before the first is waited for: the compiler moves none across this.
       __syncwarp();
-      if (begin == 0) arrived();
+      if (begin == 0) wait_for_copies();
 #pragma unroll
       for (int c = 0; c < PART; ++c) weights.multiply(sums, begin + c, first[c], second[c]);
     }
