@@ -13,14 +13,14 @@ from importlib import import_module, metadata
 
 import torch
 import torch.nn.functional as F
+from openpi_like import three_views
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from torch import Tensor
 
 from ki_ros.model.config import KIConfig
 from ki_ros.model.model import KIModel
-from ki_ros.model.observation import Observation, pixel_values
-from ki_ros.rig import POLICY_SLOTS
+from ki_ros.model.observation import Observation
 
 VERSIONS = SpecifierSet(">=0.6.1,<0.7")
 """Of LeRobot, whose model class has no promised interface."""
@@ -113,14 +113,10 @@ class LerobotPi05:
         """Actions (1, H, D)."""
         tokens, words = observation.tokenized_prompt, observation.tokenized_prompt_mask
         padding = (0, self._prompt_length - tokens.shape[1])
-        images, masks = [], []
-        some = pixel_values(next(iter(observation.images.values())))
-        for slot in POLICY_SLOTS:
-            present = slot in observation.images
-            # A tensor for each slot: compiled code is made anew where two inputs are one tensor.
-            image = pixel_values(observation.images[slot]) if present else -torch.ones_like(some)
-            images.append(image.float())
-            masks.append(torch.full((1,), present, device=tokens.device))
+        # A tensor for each slot: compiled code is made anew where two inputs are one tensor.
+        images, present = zip(*three_views(observation), strict=True)
+        images = [image.float() for image in images]
+        masks = [torch.full((1,), there, device=tokens.device) for there in present]
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(PRECISION)
         try:

@@ -41,10 +41,7 @@ class OpenpiLike:
     def encode_views(self, observation: Observation) -> tuple[list[Tensor], list[Tensor]]:
         """Tokens and mask of each of the three slots; one that is absent is black."""
         features, masks = [], []
-        some = pixel_values(next(iter(observation.images.values())))
-        for slot in POLICY_SLOTS:
-            present = slot in observation.images
-            image = observation.images[slot] if present else -torch.ones_like(some)
+        for image, present in three_views(observation):
             feature = self._pair.backbone.embed_images(image)
             features.append(feature)
             masks.append(torch.full(feature.shape[:2], present, dtype=torch.bool, device=feature.device))
@@ -100,6 +97,13 @@ class OpenpiLike:
             hidden = hidden + layer.mlp(normed) * gate
         hidden = self._pair.expert.norm(hidden, condition)[0]
         return model.action_out_proj(hidden.to(model.action_out_proj.weight.dtype)).float()
+
+
+def three_views(observation: Observation) -> list[tuple[Tensor, bool]]:
+    """Of each slot its view (B, 3, S, S) in [-1, 1], and whether there is one; black where not, a tensor for each."""
+    images = {slot: pixel_values(image) for slot, image in observation.images.items()}
+    some = next(iter(images.values()))
+    return [(images[slot] if slot in images else -torch.ones_like(some), slot in images) for slot in POLICY_SLOTS]
 
 
 def _bias(seen: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from ki_ros.model.engine.cuda.module import Argument, as_c
+from ki_ros.model.engine.cuda.module import Launch
 
 COMPILER = shutil.which("g++")
 
@@ -39,7 +39,8 @@ void start(void (*kernel)(A...), int columns, int rows, int threads, int shared,
 class Emulated:
     """A `Launcher` of a source file, compiled with these macros into a directory."""
 
-    def __init__(self, source: str, sizes: Mapping[str, int], directory: Path) -> None:
+    def __init__(self, source: str, sizes: Mapping[str, int], directory: Path, most_shared: int) -> None:
+        self.most_shared = most_shared
         sources = files("ki_ros.model.engine.cuda")
         code = sources.joinpath(source).read_text().replace("extern __shared__ uint4 memory[];", "")
         for header in ("common.cuh", "expert.cuh"):
@@ -56,25 +57,12 @@ class Emulated:
         command = [COMPILER, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *macros, "-o", library, written]
         subprocess.run(command, check=True)
         self._library = ctypes.CDLL(str(library))
-        self.started: list[str] = []
 
     def constant(self, name: str) -> int:
         """See `Launcher`."""
         return ctypes.c_int.in_dll(self._library, name).value
 
-    def launch(
-        self,
-        name: str,
-        grid: tuple[int, int],
-        block: int,
-        arguments: tuple[Argument, ...],
-        *,
-        shared: int = 0,
-        early: bool = False,
-    ) -> None:
+    def launch(self, launch: Launch) -> None:
         """See `Launcher`; one kernel after another, whether or not it may be `early`."""
-        del early
-        self.started.append(name)
-        values = [as_c(argument) for argument in arguments]
-        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        getattr(self._library, f"start_{name}")(*grid, block, shared, pointers)
+        addresses, _values = launch.addresses()
+        getattr(self._library, f"start_{launch.name}")(*launch.grid, launch.block, launch.shared, addresses)

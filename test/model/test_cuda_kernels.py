@@ -51,10 +51,10 @@ def kernels(request, tmp_path_factory):
     engine = FusedEngine(model, STEPS)
 
     def compiled(source: str, macros: dict[str, int]) -> Emulated:
-        return Emulated(source, macros, tmp_path_factory.mktemp(Path(source).stem))
+        return Emulated(source, macros, tmp_path_factory.mktemp(Path(source).stem), most_shared)
 
     parts = engine._vision, engine._language, engine._expert, engine._modulations, engine._given
-    return model, exact, KernelSampler(model, *parts, compiled, most_shared)
+    return model, exact, KernelSampler(model, *parts, compiled)
 
 
 def sampled(sampler: KernelSampler, observation, noise, bucket: int, given=None, free=None) -> torch.Tensor:

@@ -124,9 +124,8 @@ class GraphEngine(CompiledEngine):
 
     def parts(self, images: Tensor, tokens: Tensor, noise: Tensor) -> dict[str, Callable[[], object]]:
         """See `FusedEngine`; a graph each."""
-        parts = super().parts(images, tokens, noise)
-        if self._sampler is not None:
-            parts = self._sampler.parts(images, tokens, noise)
+        source = super() if self._sampler is None else self._sampler
+        parts = source.parts(images, tokens, noise)
         return {name: self._record(part)[0] for name, part in parts.items()}
 
     def _get(self, views: int, tokens: int, how: How, pixels: torch.dtype = torch.uint8) -> _Captured:

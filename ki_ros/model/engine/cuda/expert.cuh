@@ -86,15 +86,16 @@ struct Shares {
 
 // Norms
 
+// Whether a row is given, by what is `free` of each row; null: all are.
+__device__ __forceinline__ bool is_given(const unsigned char* free, int row) { return free && row < LIVE && !free[row]; }
+
 // What a step does to the norms, and what time 0 does for the rows that are given.
 struct Modulation {
   const float* gain;
   const float* shift;
   const float* given_gain;
   const float* given_shift;
-  const unsigned char* free;  // of each row; null: all are
-
-  __device__ __forceinline__ bool given(int row) const { return free && row < LIVE && !free[row]; }
+  const unsigned char* free;
 };
 
 // Each warp normalises two rows; a lane has the same columns of both, 8 of each 256.
@@ -138,7 +139,7 @@ struct NormedRows {
         for (int j = 0; j < 4; ++j) square += low(w[j]) * low(w[j]) + high(w[j]) * high(w[j]);
       }
       const float scale = rsqrtf(sum_of_warp(square) / WIDTH + EPS);
-      if (m.given(row)) {
+      if (is_given(m.free, row)) {
         Gains given;
         given.load(m.given_gain, m.given_shift);
         put(row, v[half], scale, given);
@@ -426,7 +427,7 @@ struct Addition {
 #pragma unroll
     for (int n = 0; n < PLACES<TILES>; ++n) {
       const int i = threadIdx.x + n * THREADS, row = i % TILE / 8;
-      factor[n] = load_early((free && row < LIVE && !free[row] ? given_gate : gate) + at(i));
+      factor[n] = load_early((is_given(free, row) ? given_gate : gate) + at(i));
     }
   }
 
@@ -520,7 +521,7 @@ struct Advance {
   bool given;
   float gain[COLUMNS], shift[COLUMNS], out[COLUMNS * WARPS];
 
-  __device__ __forceinline__ Advance(int row, const Modulation& m, const Ends& ends) : row(row), given(m.given(row)) {
+  __device__ __forceinline__ Advance(int row, const Modulation& m, const Ends& ends) : row(row), given(is_given(m.free, row)) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (int n = 0; n < COLUMNS; ++n) {

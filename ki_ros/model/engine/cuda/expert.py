@@ -13,13 +13,16 @@ from torch import Tensor
 
 from ki_ros.model.config import KIConfig
 from ki_ros.model.engine.cuda.memory import Memory
-from ki_ros.model.engine.cuda.module import Argument, Launcher
+from ki_ros.model.engine.cuda.module import Argument, Compiler, Launch, Launcher
 from ki_ros.model.engine.modulation import Modulation
 from ki_ros.model.engine.packed import LayerWeights
 from ki_ros.model.model import KIModel
 
 ROWS, THREADS, KEYS = 16, 256, 32
 """As in `expert.cuh`."""
+
+PRODUCTS = "project", "add_attended", "gate_up", "add_hidden"
+"""Kernels that multiply by weights."""
 
 MOST_SPLITS = 32
 """Groups of keys that `combine` can add up."""
@@ -49,16 +52,10 @@ def expert_unsupported(config: KIConfig, longest: int) -> str | None:
     return None
 
 
-def expert_macros(config: KIConfig, most_shared: int) -> dict[str, int]:
-    """Those of `expert.cu`, on a device whose blocks can have so many bytes of shared memory."""
+def compile_expert(config: KIConfig, compile: Compiler) -> Launcher:
+    """`expert.cu` for that configuration, with the largest blocks that the device can have."""
     language = config.language
-    # Of the weights, and of the sums of eight warps; and of keys and values.
-    needed = (
-        TILES["OUT_TILES"] * 8 * (language.heads * language.head_dim * 2 + 512),
-        TILES["DOWN_TILES"] * 8 * (config.expert.mlp * 2 + 512),
-        TILES["ATTEND_WARPS"] * KEYS * language.head_dim * 4,
-    )
-    return {
+    sizes = {
         "LIVE": config.action_horizon,
         "WIDTH": config.expert.width,
         "HIDDEN": config.expert.mlp,
@@ -66,8 +63,16 @@ def expert_macros(config: KIConfig, most_shared: int) -> dict[str, int]:
         "KV_HEADS": language.kv_heads,
         "HEAD_DIM": language.head_dim,
         "ACTIONS": config.action_dim,
-        **(TILES if max(needed) <= most_shared else SMALL_TILES),
     }
+    kernels = compile("expert.cu", sizes | TILES)
+    if max(shared_memory(kernels).values()) > kernels.most_shared:
+        kernels = compile("expert.cu", sizes | SMALL_TILES)
+    return kernels
+
+
+def shared_memory(kernels: Launcher) -> dict[str, int]:
+    """Bytes of a block, of the kernels that take them dynamically."""
+    return {name: kernels.constant(f"{name.upper()}_SHARED") for name in (*PRODUCTS, "attend")}
 
 
 class ModulationArgument(ctypes.Structure):
@@ -115,7 +120,7 @@ class ExpertKernels:
         given: of time 0.
         memory: keys and values of the prefix; those of the chunk are written behind them.
         buffers: of the same model and memory.
-        kernels: `expert.cu`, compiled with the `expert_macros` of that configuration.
+        kernels: see `compile_expert`.
     """
 
     def __init__(
@@ -131,9 +136,8 @@ class ExpertKernels:
         self._config, self._layers, self._memory, self._buffers = model.config, layers, memory, buffers
         self._modulations, self._given, self._kernels = modulations, given, kernels
         self._attend_warps = kernels.constant("ATTENDING_WARPS")
-        products = "project", "add_attended", "gate_up", "add_hidden"
-        self._blocks = {name: kernels.constant(f"{name.upper()}_BLOCKS") for name in products}
-        self._shared = {name: kernels.constant(f"{name.upper()}_SHARED") for name in (*products, "attend")}
+        self._blocks = {name: kernels.constant(f"{name.upper()}_BLOCKS") for name in PRODUCTS}
+        self._shared = shared_memory(kernels)
 
     @property
     def steps(self) -> int:
@@ -199,7 +203,7 @@ class ExpertKernels:
         early: bool = True,
     ) -> None:
         grid = grid or (self._blocks[name], 1)
-        self._kernels.launch(name, grid, block, arguments, shared=self._shared.get(name, 0), early=early)
+        self._kernels.launch(Launch(name, grid, block, arguments, self._shared.get(name, 0), early))
 
 
 def step_size(steps: int) -> ctypes.c_float:

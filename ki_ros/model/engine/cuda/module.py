@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -18,35 +19,53 @@ class KernelError(RuntimeError):
     """Kernels that cannot be compiled or started here; the message says why."""
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A kernel to start.
+
+    Attributes:
+        name: of the kernel.
+        grid, block: how many blocks, and threads of each.
+        arguments: in order; what they point to must live until the kernel has ended.
+        shared: bytes of dynamic shared memory of a block.
+        early: it may begin before the kernel ahead of it ends, see `ptx.cuh`. That one must be of this module.
+    """
+
+    name: str
+    grid: tuple[int, int]
+    block: int
+    arguments: tuple[Argument, ...]
+    shared: int = 0
+    early: bool = False
+
+    def addresses(self) -> tuple[ctypes.Array[ctypes.c_void_p], list[Any]]:
+        """Where each argument is, and the arguments, which must live as long as that is read."""
+        values = [_as_c(argument) for argument in self.arguments]
+        return (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values)), values
+
+
 class Launcher(Protocol):
-    """Compiled kernels."""
+    """Compiled kernels.
+
+    Attributes:
+        most_shared: bytes of shared memory that a block can have.
+    """
+
+    most_shared: int
 
     def constant(self, name: str) -> int:
         """An `int` constant of the source."""
 
-    def launch(
-        self,
-        name: str,
-        grid: tuple[int, int],
-        block: int,
-        arguments: tuple[Argument, ...],
-        *,
-        shared: int = 0,
-        early: bool = False,
-    ) -> None:
-        """Starts a kernel on the current stream.
+    def launch(self, launch: Launch) -> None:
+        """Starts a kernel on the current stream."""
 
-        Args:
-            name: of the kernel.
-            grid, block: how many blocks, and threads of each.
-            arguments: in order; what they point to must live until the kernel has ended.
-            shared: bytes of dynamic shared memory of a block.
-            early: it may begin before the kernel ahead of it ends, see `ptx.cuh`. That one must be of this module.
-        """
+
+Compiler = Callable[[str, Mapping[str, int]], Launcher]
+"""Of a source file's name and macros."""
 
 
 class Module:
-    """A source file beside this one, compiled for the current device.
+    """A source file beside this one, compiled for the current device: a `Launcher`.
 
     Args:
         source: its name.
@@ -74,6 +93,8 @@ class Module:
         # Torch makes the context, so that both use the same.
         torch.cuda.current_stream().synchronize()
         self._module = self._call(driver.cuModuleLoadData(cubin))
+        attribute = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        self.most_shared = self._call(driver.cuDeviceGetAttribute(attribute, torch.cuda.current_device()))
         self._functions: dict[str, Any] = {}
         self._can_be_early = major >= 9
 
@@ -86,33 +107,23 @@ class Module:
         self._call(self._driver.cuMemcpyDtoH(ctypes.addressof(value), address, size))
         return value.value
 
-    def launch(
-        self,
-        name: str,
-        grid: tuple[int, int],
-        block: int,
-        arguments: tuple[Argument, ...],
-        *,
-        shared: int = 0,
-        early: bool = False,
-    ) -> None:
+    def launch(self, launch: Launch) -> None:
         """See `Launcher`."""
         driver = self._driver
-        function = self._functions.get(name) or self._function(name, shared)
-        values = [as_c(argument) for argument in arguments]
-        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        function = self._functions.get(launch.name) or self._function(launch.name, launch.shared)
+        addresses, _values = launch.addresses()
         config = driver.CUlaunchConfig()
-        config.gridDimX, config.gridDimY, config.gridDimZ = *grid, 1
-        config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
-        config.sharedMemBytes = shared
+        config.gridDimX, config.gridDimY, config.gridDimZ = *launch.grid, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = launch.block, 1, 1
+        config.sharedMemBytes = launch.shared
         config.hStream = torch.cuda.current_stream().cuda_stream
         attributes = []
-        if early and self._can_be_early:
+        if launch.early and self._can_be_early:
             attributes.append(driver.CUlaunchAttribute())
             attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             attributes[-1].value.programmaticStreamSerializationAllowed = 1
         config.attrs, config.numAttrs = attributes, len(attributes)
-        self._call(driver.cuLaunchKernelEx(config, function, ctypes.addressof(pointers), 0))
+        self._call(driver.cuLaunchKernelEx(config, function, ctypes.addressof(addresses), 0))
 
     def _function(self, name: str, shared: int) -> Any:
         driver = self._driver
@@ -154,22 +165,7 @@ class Module:
         return values[0] if len(values) == 1 else tuple(values) or None
 
 
-def most_shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a block can have. Raises KernelError where nobody can say."""
-    try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise KernelError(f"cuda-bindings cannot be imported ({error}); pip install cuda-bindings") from error
-    torch.cuda.init()
-    attribute = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-    index = torch.cuda.current_device() if device.index is None else device.index
-    status, size = driver.cuDeviceGetAttribute(attribute, index)
-    if int(status) != 0:
-        raise KernelError(f"{type(status).__name__}: {status.name}")
-    return size
-
-
-def as_c(argument: Argument) -> ctypes._SimpleCData | ctypes.Structure:
+def _as_c(argument: Argument) -> ctypes._SimpleCData | ctypes.Structure:
     """An argument as a kernel takes it."""
     if argument is None:
         return ctypes.c_void_p(None)

@@ -1,6 +1,6 @@
 // What is beside the products in SigLIP and in the backbone: norms, gates, rotation. Rows are tokens, 16 bytes at once.
 //
-// The compiler is given: HEADS, KV_HEADS, HEAD_DIM.
+// The compiler is given: KV_HEADS, HEAD_DIM.
 
 #include "common.cuh"
 
@@ -136,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(256) gated_gelu(const bf16* gate_up
 
 // Of projected (rows, (heads + 2 KV_HEADS) * HEAD_DIM): rotates the queries where they are; keys, rotated, to keys
 // (.., KV_HEADS * HEAD_DIM) and to where they are; values to values (KV_HEADS * HEAD_DIM, capacity). cosines, sines:
-// (.., HEAD_DIM / 2) of each position, which is the row. A block takes a part of 8 rows; heads is HEADS or 0.
+// (.., HEAD_DIM / 2) of each position, which is the row. A block takes a part of 8 rows; heads is 0 where queries are not wanted.
 extern "C" __global__ void __launch_bounds__(256)
     rotate_prefix(bf16* projected, const float* cosines, const float* sines, bf16* keys, bf16* values, int rows,
                   int heads, int capacity) {

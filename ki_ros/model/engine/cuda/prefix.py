@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ki_ros.model.config import KIConfig
 from ki_ros.model.engine.cuda.memory import Memory
-from ki_ros.model.engine.cuda.module import Argument, Launcher
+from ki_ros.model.engine.cuda.module import Argument, Compiler, Launch, Launcher
 from ki_ros.model.engine.packed import LayerWeights, VisionWeights
 from ki_ros.model.model import KIModel
 from ki_ros.model.observation import pixel_values
@@ -39,10 +39,9 @@ def prefix_unsupported(config: KIConfig) -> str | None:
     return None
 
 
-def prefix_macros(config: KIConfig) -> dict[str, int]:
-    """Those of `prefix.cu`."""
-    language = config.language
-    return {"HEADS": language.heads, "KV_HEADS": language.kv_heads, "HEAD_DIM": language.head_dim}
+def compile_prefix(config: KIConfig, compile: Compiler) -> Launcher:
+    """`prefix.cu` for that configuration."""
+    return compile("prefix.cu", {"KV_HEADS": config.language.kv_heads, "HEAD_DIM": config.language.head_dim})
 
 
 class PrefixKernels:
@@ -52,7 +51,7 @@ class PrefixKernels:
         model: whose configuration is not `prefix_unsupported`, in bfloat16.
         vision, language: its packed weights.
         memory: where keys and values go.
-        kernels: `prefix.cu`, compiled with the `prefix_macros` of that configuration.
+        kernels: see `compile_prefix`.
     """
 
     def __init__(
@@ -157,7 +156,7 @@ class PrefixKernels:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[0].transpose(0, 1).flatten(1)
 
     def _start(self, name: str, *arguments: Argument, grid: tuple[int, int], block: int = ROW_THREADS) -> None:
-        self._kernels.launch(name, grid, block, arguments)
+        self._kernels.launch(Launch(name, grid, block, arguments))
 
 
 def _gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

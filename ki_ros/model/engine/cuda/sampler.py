@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ki_ros.model.config import KIConfig
-from ki_ros.model.engine.cuda.expert import Buffers, ExpertKernels, expert_macros, expert_unsupported
+from ki_ros.model.engine.cuda.expert import Buffers, ExpertKernels, compile_expert, expert_unsupported
 from ki_ros.model.engine.cuda.memory import Memory
-from ki_ros.model.engine.cuda.module import Launcher, Module, most_shared_memory
-from ki_ros.model.engine.cuda.prefix import PrefixKernels, prefix_macros, prefix_unsupported
+from ki_ros.model.engine.cuda.module import Compiler, Module
+from ki_ros.model.engine.cuda.prefix import PrefixKernels, compile_prefix, prefix_unsupported
 from ki_ros.model.engine.modulation import Modulation
 from ki_ros.model.engine.packed import LayerWeights, VisionWeights
 from ki_ros.model.model import KIModel
@@ -39,8 +39,7 @@ class KernelSampler:
         vision, language, expert: its packed weights.
         modulations: of each step.
         given: of time 0.
-        compile: makes kernels of a source file and its macros.
-        most_shared: bytes of shared memory that a block can have; those of the device when left out.
+        compile: makes the kernels.
     """
 
     def __init__(
@@ -51,20 +50,16 @@ class KernelSampler:
         expert: Sequence[LayerWeights],
         modulations: Sequence[Modulation],
         given: Modulation,
-        compile: Callable[[str, dict[str, int]], Launcher] = Module,
-        most_shared: int | None = None,
+        compile: Compiler = Module,
     ) -> None:
         config = model.config
         self._tokens = config.vision.tokens
         self.memory = Memory(config, longest_prefix(config), model.device)
         self._side = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
         buffers = Buffers(model, self.memory)
-        if most_shared is None:
-            most_shared = most_shared_memory(model.device)
-        kernels = compile("expert.cu", expert_macros(config, most_shared))
+        kernels = compile_expert(config, compile)
         self._expert = ExpertKernels(model, expert, modulations, given, self.memory, buffers, kernels)
-        kernels = compile("prefix.cu", prefix_macros(config))
-        self._prefix = PrefixKernels(model, vision, language, self.memory, kernels)
+        self._prefix = PrefixKernels(model, vision, language, self.memory, compile_prefix(config, compile))
 
     def encode(self, images: Tensor, tokens: Tensor, count: Tensor) -> None:
         """Writes the keys and values of an observation to the memory; arguments are those of `sample`."""
