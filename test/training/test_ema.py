@@ -170,6 +170,7 @@ def _sharded(rank: int, address: str) -> None:
             assert values.keys() == shapes.keys()
             with pytest.raises(ValueError, match="is a plain tensor, its average is sharded as"):
                 ema.load_state_dict(shapes)
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
