@@ -19,8 +19,7 @@ struct PlainProduct {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    project(const bf16* x, const bf16* weight, Modulation modulation, Prefix prefix, bf16* queries, bf16* keys,
-            bf16* values) {
+    project(const bf16* x, const bf16* weight, Modulation modulation, Prefix prefix, Cache cache, bf16* queries) {
   auto& shared = *reinterpret_cast<NormedProduct<2 * QKV_TILES>*>(memory);
   let_next_begin();
   Projection<QKV_TILES> projection(blockIdx.x);
@@ -32,64 +31,67 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   shared.rows.normalise(x, modulation, gains);
   wait_for_copies();
   shared.rows.multiply(shared.weights, shared.shares);
-  projection.finish(shared.shares, prefix.capacity, queries, keys, values);
+  projection.finish(shared.shares, cache, queries);
 }
 
 extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS)
-    attend(const bf16* queries, const bf16* keys, const bf16* values, Prefix prefix, int splits, float* sums,
-           float* scales) {
+    attend(const bf16* queries, Cache cache, Prefix prefix, int splits, float* sums, float* scales) {
   const int warp = threadIdx.x / 32;
   auto& shared = reinterpret_cast<KeysValues*>(memory)[warp];
-  const Attention attention(blockIdx.y, blockIdx.x * ATTEND_WARPS + warp, prefix.valid());
+  const Split split(blockIdx.y, blockIdx.x * ATTEND_WARPS + warp, prefix.valid());
   let_next_begin();
-  if (attention.empty()) {
+  if (split.empty()) {
     wait_for_previous();
     return;
   }
-  if (attention.has_new) wait_for_previous();
-  attention.copy(shared, keys, values, prefix.capacity);
+  if (split.has_new()) wait_for_previous();
+  shared.keys.copy(cache.keys.rows, split.base, split.kv_head());
+  shared.values.copy(cache.values.columns, cache.capacity, split.base, split.kv_head());
   wait_for_previous();
-  const Attention::Queries q = attention.load_queries(queries);
+  HeadRows q;
+  q.load(queries, split.head);
+  // All loads are under way before the first is waited for: the compiler moves none across this.
+  __syncwarp();
   wait_for_copies();
-  attention.run(shared, q, splits, sums, scales);
+  attend_to(split, shared, q, splits, sums, scales);
 }
 
 // A block is a row of a head.
 extern "C" __global__ void __launch_bounds__(HEAD_DIM, 1)
-    combine(const float* sums, const float* scales, Prefix prefix, int splits, bf16* attended) {
+    combine(const float* sums, const float* scales, Prefix prefix, int splits, bf16* attended, float* divisors) {
   __shared__ Parts parts;
   const int total = prefix.valid() + LIVE;
   let_next_begin();
   wait_for_previous();
-  combine_row(parts, blockIdx.x, blockIdx.y, total, splits, sums, scales, attended);
+  combine_row(parts, blockIdx.x, blockIdx.y, total, splits, sums, scales, attended, divisors);
 }
 
 template <class Sum, int K, int TILES>
 __device__ __forceinline__ void add(const bf16* input, const bf16* weight, const bf16* gate, const bf16* given_gate,
-                                    const unsigned char* free, bf16* x) {
+                                    const unsigned char* free, const bf16* x, bf16* out) {
   auto& shared = *reinterpret_cast<PlainProduct<K, TILES>*>(memory);
   let_next_begin();
   Sum addition(blockIdx.x);
   addition.copy(shared.weights, weight);
   addition.load_gate(gate, given_gate, free);
   wait_for_previous();
-  addition.run(shared.weights, shared.shares, input, x);
+  addition.run(shared.weights, shared.shares, input, x, out);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     add_attended(const bf16* attended, const bf16* weight, const bf16* gate, const bf16* given_gate,
-                 const unsigned char* free, bf16* x) {
-  add<AttendedAddition, HEADS * HEAD_DIM, OUT_TILES>(attended, weight, gate, given_gate, free, x);
+                 const unsigned char* free, const bf16* x, bf16* out) {
+  add<AttendedAddition, HEADS * HEAD_DIM, OUT_TILES>(attended, weight, gate, given_gate, free, x, out);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     add_hidden(const bf16* hidden, const bf16* weight, const bf16* gate, const bf16* given_gate,
-               const unsigned char* free, bf16* x) {
-  add<HiddenAddition, HIDDEN, DOWN_TILES>(hidden, weight, gate, given_gate, free, x);
+               const unsigned char* free, const bf16* x, bf16* out) {
+  add<HiddenAddition, HIDDEN, DOWN_TILES>(hidden, weight, gate, given_gate, free, x, out);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    gate_up(const bf16* x, const bf16* weight, Modulation modulation, bf16* hidden) {
+    gate_up(const bf16* x, const bf16* weight, Modulation modulation, bf16* hidden, bf16* both) {
   auto& shared = *reinterpret_cast<NormedProduct<2 * UP_TILES>*>(memory);
   let_next_begin();
   const Gating<UP_TILES> gating(blockIdx.x);
@@ -100,17 +102,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   shared.rows.normalise(x, modulation, gains);
   wait_for_copies();
   shared.rows.multiply(shared.weights, shared.shares);
-  gating.finish(shared.shares, hidden);
+  gating.finish(shared.shares, hidden, both);
 }
 
-// A block is a row.
+// A step of a row of the chunk with the velocity of what came out, unless it is the first; then the row as it goes in. A
+// block is a row. out, in: (16, WIDTH). actions: (LIVE, ACTIONS), the state of the integration; a row that is given stays.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    advance(int first, float step, Modulation modulation, Ends ends, bf16* x, float* actions) {
+    advance(int first, float step, Modulation modulation, Ends ends, const bf16* out, bf16* in, float* actions) {
   __shared__ Row row;
+  const int at = blockIdx.x;
+  const bool given = is_given(modulation.free, at);
   let_next_begin();
-  const Advance advance(blockIdx.x, modulation, ends);
+  const Leaving leaving(given, modulation, ends);
   wait_for_previous();
-  advance.run(row, first, step, ends, x, actions);
+  for (int a = threadIdx.x; a < ACTIONS; a += THREADS) row.state[a] = __ldcg(actions + at * ACTIONS + a);
+  if (!first) {
+    float x[COLUMNS];
+    load_columns(x, out + at * WIDTH);
+    leaving.find(row, ends, x);
+    for (int a = threadIdx.x; a < ACTIONS && !given; a += THREADS)
+      actions[at * ACTIONS + a] = row.state[a] += step * row.velocity[a];
+  }
+  __syncthreads();
+  enter(row, ends, in + at * WIDTH);
 }
 
 // Bytes of shared memory of the kernels that take it dynamically, and how many blocks there are of each.

@@ -9,7 +9,8 @@
 // on, which is one load of 16 bytes, for two products of 16.
 //
 // The compiler is given: LIVE rows (at most 16), WIDTH, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, ACTIONS.
-// Buffers of rows have 16 of them; what is beyond LIVE is finite and means nothing.
+// Buffers of rows have 16 of them; what is beyond LIVE is finite and means nothing. What a backward pass needs is kept,
+// see `gradient.cuh`.
 
 #pragma once
 
@@ -190,15 +191,34 @@ struct Prefix {
   const float* sines;
   const long long* count;  // tokens of the prompt
   int before;              // tokens ahead of the prompt
-  int capacity;
 
   __device__ __forceinline__ int valid() const { return before + int(*count); }
 };
 
+// Keys or values of a layer.
+struct Tokens {
+  bf16* rows;     // (capacity, KV_HEADS * HEAD_DIM)
+  bf16* columns;  // (KV_HEADS * HEAD_DIM, capacity)
+
+  // Of one token, dimension d of a head and that of the head's second half.
+  __device__ __forceinline__ void put(int capacity, int token, int head, int d, float a, float b) const {
+    constexpr int HALF = HEAD_DIM / 2;
+    bf16* p = rows + ((long long)token * KV_HEADS + head) * HEAD_DIM + d;
+    p[0] = rounded(a), p[HALF] = rounded(b);
+    p = columns + (long long)(head * HEAD_DIM + d) * capacity + token;
+    p[0] = rounded(a), p[(long long)HALF * capacity] = rounded(b);
+  }
+};
+
+// Those of the prefix, and of the chunk behind them.
+struct Cache {
+  Tokens keys, values;
+  int capacity;
+};
+
 // Query, key and value: TILES tiles of a head's first half and those of its second that are rotated with them.
 //
-// queries: (16, HEADS * HEAD_DIM); keys: (capacity, KV_HEADS * HEAD_DIM); values: (KV_HEADS * HEAD_DIM, capacity). Keys
-// and values of the live rows come behind those of the prefix.
+// queries: (16, HEADS * HEAD_DIM). Keys and values of the live rows come behind those of the prefix.
 template <int TILES>
 struct Projection {
   static constexpr int HALF = HEAD_DIM / 2, PER_HEAD = HALF / 8 / TILES;
@@ -226,8 +246,7 @@ struct Projection {
     }
   }
 
-  __device__ __forceinline__ void finish(const Shares<2 * TILES>& shares, int capacity, bf16* queries, bf16* keys,
-                                         bf16* values) const {
+  __device__ __forceinline__ void finish(const Shares<2 * TILES>& shares, const Cache& cache, bf16* queries) const {
 #pragma unroll
     for (int n = 0; n < PLACES<TILES>; ++n) {
       const int i = threadIdx.x + n * THREADS;
@@ -244,12 +263,9 @@ struct Projection {
       if (head < HEADS) {
         bf16* p = queries + (row * HEADS + head) * HEAD_DIM + d;
         p[0] = rounded(a), p[HALF] = rounded(b);
-      } else if (head < HEADS + KV_HEADS) {
-        bf16* p = keys + ((long long)(start + row) * KV_HEADS + head - HEADS) * HEAD_DIM + d;
-        p[0] = rounded(a), p[HALF] = rounded(b);
       } else {
-        bf16* p = values + (long long)((head - HEADS - KV_HEADS) * HEAD_DIM + d) * capacity + start + row;
-        p[0] = rounded(a), p[(long long)HALF * capacity] = rounded(b);
+        const bool is_key = head < HEADS + KV_HEADS;
+        (is_key ? cache.keys : cache.values).put(cache.capacity, start + row, (head - HEADS) % KV_HEADS, d, a, b);
       }
     }
   }
@@ -257,101 +273,42 @@ struct Projection {
 
 // Attention
 
-// The keys and values of a warp, in shared memory, as its lanes read them; each lane reads what it has copied itself.
-struct KeysValues {
-  uint4 keys[HEAD_DIM / 32][4][32];
-  uint4 values[HEAD_DIM / 8][32];
+// Of a head: 32 keys or values as a warp's lanes read them, each what it has copied itself, where the product sums over
+// dimensions, and where it sums over the tokens.
+struct TokenRows {
+  static constexpr int CHUNKS = HEAD_DIM / 32;
+  uint4 part[CHUNKS][4][32];
+
+  // Column c = 2 t + b of tile j is token 8 t + 2 j + b: so what a lane has of a product is of 8 tokens that follow one
+  // another, and it reads their `TokenColumns` at once.
+  __device__ __forceinline__ void copy(const bf16* rows, int first, int head) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const bf16* p = rows + ((long long)(first + g / 2 * 8 + g % 2) * KV_HEADS + head) * HEAD_DIM + t * 8;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) copy_async(&part[c][j][lane], p + 2 * j * KV_HEADS * HEAD_DIM + 32 * c);
+  }
 };
 
-// A warp's attention of one head to 32 keys: sums (HEADS, splits, 16, HEAD_DIM) that are not yet divided, and for each
-// row (HEADS, splits, 16, 2) their largest score, in units of a factor of two, and what to divide by.
-//
-// Column c = 2 t + b of score tile j is key 8 t + 2 j + b: so the weights that a lane has are those of 8 keys that
-// follow one another, and it reads their values at once.
-struct Attention {
-  static constexpr int CHUNKS = HEAD_DIM / 32, TILES = HEAD_DIM / 8;
-  int head, split, base, total;
-  bool has_new;  // keys that are not the prefix's
+struct TokenColumns {
+  static constexpr int TILES = HEAD_DIM / 8;
+  uint4 part[TILES][32];
 
-  __device__ __forceinline__ Attention(int head, int split, int valid)
-      : head(head), split(split), base(split * KEYS), total(valid + LIVE), has_new(base + KEYS > valid) {}
-
-  __device__ __forceinline__ bool empty() const { return base >= total; }
-
-  __device__ __forceinline__ void copy(KeysValues& into, const bf16* keys, const bf16* values, int capacity) const {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, kv_head = head / (HEADS / KV_HEADS);
-    const bf16* key = keys + ((long long)(base + g / 2 * 8 + g % 2) * KV_HEADS + kv_head) * HEAD_DIM + t * 8;
-    const bf16* value = values + (long long)(kv_head * HEAD_DIM + g) * capacity + base + t * 8;
+  __device__ __forceinline__ void copy(const bf16* columns, int capacity, int first, int head) {
+    const int lane = threadIdx.x % 32;
+    const bf16* p = columns + (long long)(head * HEAD_DIM + lane / 4) * capacity + first + lane % 4 * 8;
 #pragma unroll
-    for (int c = 0; c < CHUNKS; ++c)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) copy_async(&into.keys[c][j][lane], key + 2 * j * KV_HEADS * HEAD_DIM + 32 * c);
-#pragma unroll
-    for (int n = 0; n < TILES; ++n) copy_async(&into.values[n][lane], value + (long long)8 * n * capacity);
+    for (int n = 0; n < TILES; ++n) copy_async(&part[n][lane], p + (long long)8 * n * capacity);
   }
 
-  struct Queries {
-    uint4 first[CHUNKS], second[CHUNKS];
-  };
-
-  __device__ __forceinline__ Queries load_queries(const bf16* queries) const {
-    const bf16* row = queries + (threadIdx.x % 32 / 4 * HEADS + head) * HEAD_DIM + threadIdx.x % 4 * 8;
-    Queries q;
-#pragma unroll
-    for (int c = 0; c < CHUNKS; ++c)
-      q.first[c] = load(row + 32 * c), q.second[c] = load(row + 8 * HEADS * HEAD_DIM + 32 * c);
-    // All loads are under way before the first is waited for: the compiler moves none across this.
-    __syncwarp();
-    return q;
-  }
-
-  // Of keys and values that have arrived.
-  __device__ __forceinline__ void run(const KeysValues& of, const Queries& q, int splits, float* sums,
-                                      float* scales) const {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    float scores[4][4] = {};
-#pragma unroll
-    for (int c = 0; c < CHUNKS; ++c)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const uint4 k = of.keys[c][j][lane];
-        mma(scores[j], q.first[c].x, q.second[c].x, q.first[c].y, q.second[c].y, k.x, k.y);
-        mma(scores[j], q.first[c].z, q.second[c].z, q.first[c].w, q.second[c].w, k.z, k.w);
-      }
-    const float scale = LOG2E * rsqrtf(float(HEAD_DIM));
-    unsigned weights[4][2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float largest = MINUS_INFINITY;
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-#pragma unroll
-        for (int b = 0; b < 2; ++b) {
-          float& score = scores[j][2 * half + b];
-          score = base + 8 * t + 2 * j + b < total ? score * scale : MINUS_INFINITY;
-          largest = fmaxf(largest, score);
-        }
-      // The first key is there, so the largest score is a number.
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-      float sum = 0.f;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float a = exp2_fast(scores[j][2 * half] - largest), b = exp2_fast(scores[j][2 * half + 1] - largest);
-        weights[j][half] = pack(a, b);
-        sum += a + b;
-      }
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      if (t == 0) {
-        float* p = scales + ((long long)(head * splits + split) * ROWS + g + 8 * half) * 2;
-        p[0] = largest, p[1] = sum;
-      }
-    }
-    float* out = sums + ((long long)(head * splits + split) * ROWS + g) * HEAD_DIM + 2 * t;
+  // out (16, HEAD_DIM) = weights (16, 32) of these.
+  __device__ __forceinline__ void sum(const unsigned (&weights)[4][2], float* out) const {
+    const int lane = threadIdx.x % 32;
+    out += lane / 4 * HEAD_DIM + lane % 4 * 2;
 #pragma unroll 8
     for (int n = 0; n < TILES; ++n) {
-      const uint4 v = of.values[n][lane];
+      const uint4 v = part[n][lane];
       float o[4] = {};
       mma(o, weights[0][0], weights[0][1], weights[1][0], weights[1][1], v.x, v.y);
       mma(o, weights[2][0], weights[2][1], weights[3][0], weights[3][1], v.z, v.w);
@@ -361,14 +318,103 @@ struct Attention {
   }
 };
 
+// The rows of a head of (16, HEADS * HEAD_DIM), as operands.
+struct HeadRows {
+  static constexpr int CHUNKS = HEAD_DIM / 32;
+  uint4 first[CHUNKS], second[CHUNKS];
+
+  __device__ __forceinline__ void load(const bf16* rows, int head) {
+    const bf16* row = rows + (threadIdx.x % 32 / 4 * HEADS + head) * HEAD_DIM + threadIdx.x % 4 * 8;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c)
+      first[c] = ::load(row + 32 * c), second[c] = ::load(row + 8 * HEADS * HEAD_DIM + 32 * c);
+  }
+
+  // Each row's product with each token: out[j][2 * half + b] is of row g + 8 half and of token 8 t + 2 j + b.
+  __device__ __forceinline__ void multiply(const TokenRows& tokens, float (&out)[4][4]) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const uint4 k = tokens.part[c][j][lane];
+        mma(out[j], first[c].x, second[c].x, first[c].y, second[c].y, k.x, k.y);
+        mma(out[j], first[c].z, second[c].z, first[c].w, second[c].w, k.z, k.w);
+      }
+  }
+};
+
+struct KeysValues {
+  TokenRows keys;
+  TokenColumns values;
+};
+
+// Which 32 keys of which head a warp attends to.
+struct Split {
+  int head, split, base, valid, total;
+
+  __device__ __forceinline__ Split(int head, int split, int valid)
+      : head(head), split(split), base(split * KEYS), valid(valid), total(valid + LIVE) {}
+
+  __device__ __forceinline__ int kv_head() const { return head / (HEADS / KV_HEADS); }
+  __device__ __forceinline__ bool empty() const { return base >= total; }
+  // Whether it has keys that are not the prefix's.
+  __device__ __forceinline__ bool has_new() const { return base + KEYS > valid; }
+  // Of what a lane has of a product.
+  __device__ __forceinline__ int token(int j, int b) const { return base + 8 * (threadIdx.x % 4) + 2 * j + b; }
+};
+
+__device__ __forceinline__ float score_scale() { return rsqrtf(float(HEAD_DIM)); }
+
+// sums (HEADS, splits, 16, HEAD_DIM) that are not yet divided, and for each row (HEADS, splits, 16, 2) their largest
+// score, in units of a factor of two, and what to divide by.
+__device__ __forceinline__ void attend_to(const Split& s, const KeysValues& of, const HeadRows& queries, int splits,
+                                          float* sums, float* scales) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  float scores[4][4] = {};
+  queries.multiply(of.keys, scores);
+  const float scale = LOG2E * score_scale();
+  unsigned weights[4][2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float largest = MINUS_INFINITY;
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+        float& score = scores[j][2 * half + b];
+        score = s.token(j, b) < s.total ? score * scale : MINUS_INFINITY;
+        largest = fmaxf(largest, score);
+      }
+    // The first key is there, so the largest score is a number.
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+    float sum = 0.f;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float a = exp2_fast(scores[j][2 * half] - largest), b = exp2_fast(scores[j][2 * half + 1] - largest);
+      weights[j][half] = pack(a, b);
+      sum += a + b;
+    }
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (t == 0) {
+      float* p = scales + ((long long)(s.head * splits + s.split) * ROWS + g + 8 * half) * 2;
+      p[0] = largest, p[1] = sum;
+    }
+  }
+  of.values.sum(weights, sums + (long long)(s.head * splits + s.split) * ROWS * HEAD_DIM);
+}
+
 struct Parts {
   float of[4][HEAD_DIM];
 };
 
-// What the warps found of a row of a head, as one, into attended (16, HEADS * HEAD_DIM). Each quarter of HEAD_DIM
-// threads takes every fourth split. At most 32 splits: a lane knows the scale of one.
+// What the warps found of a row of a head, as one, into attended (16, HEADS * HEAD_DIM); the binary logarithm of what
+// all was divided by, into divisors (HEADS, 16). Each quarter of HEAD_DIM threads takes every fourth split. At most 32
+// splits: a lane knows the scale of one.
 __device__ __forceinline__ void combine_row(Parts& parts, int row, int head, int total, int splits, const float* sums,
-                                            const float* scales, bf16* attended) {
+                                            const float* scales, bf16* attended, float* divisors) {
   constexpr int QUARTER = HEAD_DIM / 4;
   static_assert(QUARTER % 32 == 0 && HEAD_DIM <= THREADS, "a quarter is of whole warps");
   const int lane = threadIdx.x % 32, i = threadIdx.x, used = (total + KEYS - 1) / KEYS;
@@ -391,6 +437,7 @@ __device__ __forceinline__ void combine_row(Parts& parts, int row, int head, int
     // Zero for a split that is not there.
     const float factor = exp2_fast(largest - most);
     divisor = sum_of_warp(factor * divisor);
+    if (i == 0) divisors[head * ROWS + row] = most + log2f(divisor);
     float4 all = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
@@ -408,7 +455,33 @@ __device__ __forceinline__ void combine_row(Parts& parts, int row, int head, int
 
 // Back to the width
 
-// x += gate * (input (16, K) weight.T), in place, for TILES tiles of columns.
+// Products of input (16, K) with weights that may still be on their way.
+template <int K, int TILES>
+__device__ __forceinline__ void multiply_rows(const Weights<K, TILES>& weights, const bf16* input, Shares<TILES>& shares) {
+  constexpr int CHUNKS = Weights<K, TILES>::CHUNKS;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const bf16* p = input + (long long)(lane / 4) * K + warp * (K / WARPS) + lane % 4 * 8;
+  // As many at once as there are registers for while the next kernel's blocks come to be.
+  constexpr int PART = CHUNKS < 8 ? CHUNKS : 8;
+  Sums<TILES> sums;
+#pragma unroll
+  for (int begin = 0; begin < CHUNKS; begin += PART) {
+    uint4 first[PART], second[PART];
+#pragma unroll
+    for (int c = 0; c < PART; ++c)
+      if (begin + c < CHUNKS) first[c] = load(p + 32 * (begin + c)), second[c] = load(p + 8 * K + 32 * (begin + c));
+    // All loads are under way before the first is waited for: the compiler moves none across this.
+    __syncwarp();
+    if (begin == 0) wait_for_copies();
+#pragma unroll
+    for (int c = 0; c < PART; ++c)
+      if (begin + c < CHUNKS) weights.multiply(sums, begin + c, first[c], second[c]);
+  }
+  shares.put(sums);
+  __syncthreads();
+}
+
+// out = x + gate * (input (16, K) weight.T), for TILES tiles of columns.
 template <int K, int TILES>
 struct Addition {
   static constexpr int BLOCKS = WIDTH / 8 / TILES;
@@ -434,38 +507,19 @@ struct Addition {
   __device__ __forceinline__ int at(int i) const { return column + min(i / TILE, TILES - 1) * 8 + i % 8; }
 
   __device__ __forceinline__ void run(const Weights<K, TILES>& weights, Shares<TILES>& shares, const bf16* input,
-                                      bf16* x) const {
-    constexpr int CHUNKS = Weights<K, TILES>::CHUNKS;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+                                      const bf16* x, bf16* out) const {
     bf16 old[PLACES<TILES>];
 #pragma unroll
     for (int n = 0; n < PLACES<TILES>; ++n) {
       const int i = threadIdx.x + n * THREADS;
       old[n] = __ldcg(x + i % TILE / 8 * WIDTH + at(i));
     }
-    const bf16* p = input + (long long)(lane / 4) * K + warp * (K / WARPS) + lane % 4 * 8;
-    // As many at once as there are registers for while the next kernel's blocks come to be.
-    constexpr int PART = CHUNKS < 8 ? CHUNKS : 8;
-    Sums<TILES> sums;
-#pragma unroll
-    for (int begin = 0; begin < CHUNKS; begin += PART) {
-      uint4 first[PART], second[PART];
-#pragma unroll
-      for (int c = 0; c < PART; ++c)
-        first[c] = load(p + 32 * (begin + c)), second[c] = load(p + 8 * K + 32 * (begin + c));
-      // All loads are under way before the first is waited for: the compiler moves none across this.
-      __syncwarp();
-      if (begin == 0) wait_for_copies();
-#pragma unroll
-      for (int c = 0; c < PART; ++c) weights.multiply(sums, begin + c, first[c], second[c]);
-    }
-    shares.put(sums);
-    __syncthreads();
+    multiply_rows(weights, input, shares);
 #pragma unroll
     for (int n = 0; n < PLACES<TILES>; ++n) {
       const int i = threadIdx.x + n * THREADS, row = i % TILE / 8;
       if (i >= TILES * TILE || row >= LIVE) continue;
-      x[row * WIDTH + at(i)] = rounded(value(old[n]) + value(factor[n]) * shares.sum(i / TILE, i % TILE));
+      out[row * WIDTH + at(i)] = rounded(value(old[n]) + value(factor[n]) * shares.sum(i / TILE, i % TILE));
     }
   }
 };
@@ -473,7 +527,8 @@ struct Addition {
 using AttendedAddition = Addition<HEADS * HEAD_DIM, OUT_TILES>;
 using HiddenAddition = Addition<HIDDEN, DOWN_TILES>;
 
-// hidden (16, HIDDEN) = gelu(gate) * up, for TILES tiles of columns; weight is (2 * HIDDEN, WIDTH), gate first.
+// hidden (16, HIDDEN) = gelu(gate) * up, for TILES tiles of columns; weight is (2 * HIDDEN, WIDTH), gate first, and both
+// (16, 2 * HIDDEN).
 template <int TILES>
 struct Gating {
   static constexpr int BLOCKS = HIDDEN / 8 / TILES;
@@ -487,11 +542,12 @@ struct Gating {
     for (int n = 0; n < 2 * TILES; ++n) weights.copy_tile(n, weight, n / TILES * HIDDEN + column + n % TILES * 8);
   }
 
-  __device__ __forceinline__ void finish(const Shares<2 * TILES>& shares, bf16* hidden) const {
+  __device__ __forceinline__ void finish(const Shares<2 * TILES>& shares, bf16* hidden, bf16* both) const {
     for (int i = threadIdx.x; i < TILES * TILE; i += THREADS) {
-      const int tile = i / TILE, place = i % TILE;
+      const int tile = i / TILE, place = i % TILE, row = place / 8, c = column + tile * 8 + place % 8;
       const float gate = shares.sum(tile, place), up = shares.sum(TILES + tile, place);
-      hidden[(long long)(place / 8) * HIDDEN + column + tile * 8 + place % 8] = rounded(gelu(gate) * up);
+      hidden[row * HIDDEN + c] = rounded(gelu(gate) * up);
+      both[row * 2 * HIDDEN + c] = rounded(gate), both[row * 2 * HIDDEN + HIDDEN + c] = rounded(up);
     }
   }
 };
@@ -506,22 +562,34 @@ struct Ends {
   const float* in_bias;
 };
 
+// A row of the chunk, by a block.
 struct Row {
   float normed[WIDTH];
   float state[ACTIONS];
-  float squares[WARPS];
+  float velocity[ACTIONS];
+  float sums[2][WARPS];
 };
 
-// A step of one row of the chunk with the velocity that the expert found, unless it is the first; then the row as the
-// expert takes it in. x: (16, WIDTH). actions: (LIVE, ACTIONS), the state of the integration; a row that is given stays.
-struct Advance {
-  static constexpr int COLUMNS = WIDTH / THREADS;
-  static_assert(WIDTH % THREADS == 0, "threads have whole columns");
-  int row;
-  bool given;
+// A thread has every THREADS-th column.
+constexpr int COLUMNS = WIDTH / THREADS;
+static_assert(WIDTH % THREADS == 0, "threads have whole columns");
+
+// Over the threads of a block, once in a kernel for each `sums`.
+__device__ __forceinline__ float sum_of_block(float v, float (&sums)[WARPS]) {
+  v = sum_of_warp(v);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = v;
+  __syncthreads();
+  v = 0.f;
+#pragma unroll
+  for (int w = 0; w < WARPS; ++w) v += sums[w];
+  return v;
+}
+
+// The last norm and the projection to a velocity.
+struct Leaving {
   float gain[COLUMNS], shift[COLUMNS], out[COLUMNS * WARPS];
 
-  __device__ __forceinline__ Advance(int row, const Modulation& m, const Ends& ends) : row(row), given(is_given(m.free, row)) {
+  __device__ __forceinline__ Leaving(bool given, const Modulation& m, const Ends& ends) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (int n = 0; n < COLUMNS; ++n) {
@@ -533,46 +601,45 @@ struct Advance {
       out[n] = load_early(ends.out_weight + min(warp, ACTIONS - 1) * WIDTH + lane + 32 * n);
   }
 
-  __device__ __forceinline__ void run(Row& r, bool first, float step, const Ends& ends, bf16* x, float* actions) const {
+  // The velocity of a row that came out as x; gives 1 / rms(x).
+  __device__ __forceinline__ float find(Row& r, const Ends& ends, const float (&x)[COLUMNS]) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    bf16* hidden = x + (long long)row * WIDTH;
-    for (int a = threadIdx.x; a < ACTIONS; a += THREADS) r.state[a] = __ldcg(actions + row * ACTIONS + a);
-    if (!first) {
-      float v[COLUMNS], square = 0.f;
+    float square = 0.f;
 #pragma unroll
-      for (int n = 0; n < COLUMNS; ++n) v[n] = value(__ldcg(hidden + threadIdx.x + n * THREADS)), square += v[n] * v[n];
-      square = sum_of_warp(square);
-      if (lane == 0) r.squares[warp] = square;
-      __syncthreads();
-      square = 0.f;
-      for (int w = 0; w < WARPS; ++w) square += r.squares[w];
-      const float scale = rsqrtf(square / WIDTH + EPS);
+    for (int n = 0; n < COLUMNS; ++n) square += x[n] * x[n];
+    const float scale = rsqrtf(sum_of_block(square, r.sums[0]) / WIDTH + EPS);
 #pragma unroll
-      for (int n = 0; n < COLUMNS; ++n)
-        r.normed[threadIdx.x + n * THREADS] = value(rounded(v[n] * scale * gain[n] + shift[n]));
-      __syncthreads();
-      for (int a = warp; a < ACTIONS; a += WARPS) {
-        float velocity = 0.f;
+    for (int n = 0; n < COLUMNS; ++n)
+      r.normed[threadIdx.x + n * THREADS] = value(rounded(x[n] * scale * gain[n] + shift[n]));
+    __syncthreads();
+    for (int a = warp; a < ACTIONS; a += WARPS) {
+      float velocity = 0.f;
 #pragma unroll
-        for (int n = 0; n < COLUMNS * WARPS; ++n) {
-          const float w = a == warp ? out[n] : ends.out_weight[a * WIDTH + lane + 32 * n];
-          velocity += r.normed[lane + 32 * n] * w;
-        }
-        velocity = sum_of_warp(velocity) + ends.out_bias[a];
-        if (lane == 0 && !given) {
-          r.state[a] += step * velocity;
-          actions[row * ACTIONS + a] = r.state[a];
-        }
+      for (int n = 0; n < COLUMNS * WARPS; ++n) {
+        const float w = a == warp ? out[n] : ends.out_weight[a * WIDTH + lane + 32 * n];
+        velocity += r.normed[lane + 32 * n] * w;
       }
+      velocity = sum_of_warp(velocity) + ends.out_bias[a];
+      if (lane == 0) r.velocity[a] = velocity;
     }
     __syncthreads();
-#pragma unroll
-    for (int n = 0; n < COLUMNS; ++n) {
-      const int c = threadIdx.x + n * THREADS;
-      float sum = ends.in_bias[c];
-#pragma unroll 8
-      for (int a = 0; a < ACTIONS; ++a) sum += r.state[a] * ends.in_weight[c * ACTIONS + a];
-      hidden[c] = rounded(sum);
-    }
+    return scale;
   }
 };
+
+__device__ __forceinline__ void load_columns(float (&x)[COLUMNS], const bf16* row) {
+#pragma unroll
+  for (int n = 0; n < COLUMNS; ++n) x[n] = value(__ldcg(row + threadIdx.x + n * THREADS));
+}
+
+// A row's state as the expert takes it in.
+__device__ __forceinline__ void enter(const Row& r, const Ends& ends, bf16* row) {
+#pragma unroll
+  for (int n = 0; n < COLUMNS; ++n) {
+    const int c = threadIdx.x + n * THREADS;
+    float sum = ends.in_bias[c];
+#pragma unroll 8
+    for (int a = 0; a < ACTIONS; ++a) sum += r.state[a] * ends.in_weight[c * ACTIONS + a];
+    row[c] = rounded(sum);
+  }
+}

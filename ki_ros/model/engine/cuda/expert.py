@@ -88,7 +88,18 @@ class EndsArgument(ctypes.Structure):
 
 
 class Buffers:
-    """What passes from phase to phase; rows beyond the chunk's are finite and mean nothing."""
+    """What passes from phase to phase, kept until the next step; rows beyond the chunk's are finite and mean nothing.
+
+    Attributes:
+        splits: groups of keys.
+        inputs: what each norm takes in, two of each layer and the last one, (2 * depth + 1, 16, W) bfloat16.
+        queries, attended: (depth, 16, N * H) bfloat16.
+        divisors: binary logarithm of what attention was divided by, (depth, N, 16) float32.
+        both: gate and up of the MLPs, (depth, 16, 2 * HIDDEN) bfloat16.
+        hidden: of one MLP.
+        sums, scales: of one layer's splits.
+        ends: the projections of actions.
+    """
 
     def __init__(self, model: KIModel, memory: Memory) -> None:
         config = model.config
@@ -97,10 +108,13 @@ class Buffers:
         def zeros(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=model.device)
 
+        depth, width, features = language.depth, config.expert.width, language.heads * language.head_dim
         self.splits = memory.capacity // KEYS
-        self.x = zeros(ROWS, config.expert.width)
-        self.queries = zeros(ROWS, language.heads * language.head_dim)
+        self.inputs = zeros(2 * depth + 1, ROWS, width)
+        self.queries = zeros(depth, ROWS, features)
         self.attended = torch.zeros_like(self.queries)
+        self.divisors = zeros(depth, language.heads, ROWS, dtype=torch.float32)
+        self.both = zeros(depth, ROWS, 2 * config.expert.mlp)
         self.hidden = zeros(ROWS, config.expert.mlp)
         parts = language.heads, self.splits, ROWS
         self.sums = zeros(*parts, language.head_dim, dtype=torch.float32)
@@ -158,24 +172,28 @@ class ExpertKernels:
             free: (L,) bool, false for the rows that are given; None where none is.
         """
         modulation, weights, language = self._modulations[step], self._layers[layer], self._config.language
-        keys, values, buffers = self._memory.keys[layer], self._memory.values[layer], self._buffers
-        prefix, splits = self._memory.argument(before, count), ctypes.c_int(buffers.splits)
+        buffers, cache = self._buffers, self._memory.cache(layer)
+        prefix, splits = self._memory.prefix(before, count), ctypes.c_int(buffers.splits)
         attention, mlp = 2 * layer, 2 * layer + 1
-        x, found = buffers.x, (buffers.sums, buffers.scales)
+        x, between, after = buffers.inputs[attention : attention + 3]
+        queries, attended = buffers.queries[layer], buffers.attended[layer]
+        found = buffers.sums, buffers.scales
 
         def gates(norm: int) -> tuple[Argument, ...]:
             return modulation.gates[norm], self._given.gates[norm], free
 
         norm = self._norm(modulation, attention, free)
         # The prefix's keys and values may come from another stream.
-        self._start("project", x, weights.qkv.weight, norm, prefix, buffers.queries, keys, values, early=step > 0)
+        self._start("project", x, weights.qkv.weight, norm, prefix, cache, queries, early=step > 0)
         grid, block = (buffers.splits // self._attend_warps, language.heads), 32 * self._attend_warps
-        self._start("attend", buffers.queries, keys, values, prefix, splits, *found, grid=grid, block=block)
+        self._start("attend", queries, cache, prefix, splits, *found, grid=grid, block=block)
         grid, block = (self._config.action_horizon, language.heads), language.head_dim
-        self._start("combine", *found, prefix, splits, buffers.attended, grid=grid, block=block)
-        self._start("add_attended", buffers.attended, weights.out.weight, *gates(attention), x)
-        self._start("gate_up", x, weights.gate_up.weight, self._norm(modulation, mlp, free), buffers.hidden)
-        self._start("add_hidden", buffers.hidden, weights.down.weight, *gates(mlp), x)
+        divisors = buffers.divisors[layer]
+        self._start("combine", *found, prefix, splits, attended, divisors, grid=grid, block=block)
+        self._start("add_attended", attended, weights.out.weight, *gates(attention), x, between)
+        norm = self._norm(modulation, mlp, free)
+        self._start("gate_up", between, weights.gate_up.weight, norm, buffers.hidden, buffers.both[layer])
+        self._start("add_hidden", buffers.hidden, weights.down.weight, *gates(mlp), between, after)
 
     def advance(self, x: Tensor, step: int, free: Tensor | None = None) -> None:
         """Integrates the velocity of a step into x, after its layers."""
@@ -183,7 +201,7 @@ class ExpertKernels:
 
     def _advance(self, x: Tensor, step: int, free: Tensor | None, *, first: bool) -> None:
         norm = self._norm(self._modulations[step], -1, free)
-        grid, state = (self._config.action_horizon, 1), (self._buffers.x, x)
+        grid, state = (self._config.action_horizon, 1), (self._buffers.inputs[-1], self._buffers.inputs[0], x)
         # The first and what ends the first step come after kernels of others.
         early = step > 0
         size = step_size(self.steps)

@@ -17,15 +17,23 @@ _ALIGNMENT = 128
 class PrefixArgument(ctypes.Structure):
     """`Prefix` of `expert.cuh`."""
 
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("cosines", "sines", "count")), ("before", ctypes.c_int)]
+
+
+class CacheArgument(ctypes.Structure):
+    """`Cache` of `expert.cuh` and `prefix.cu`."""
+
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("cosines", "sines", "count")),
-        ("before", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("key_rows", "key_columns", "value_rows", "value_columns")),
         ("capacity", ctypes.c_int),
     ]
 
 
 class Memory:
-    """For one observation, of the prefix and then of the chunk; K key/value heads, H head dimension.
+    """The KV cache of one observation, of the prefix and then of the chunk; K key/value heads, H head dimension.
+
+    Keys and values are there twice, since an operand of the tensor cores is one load only where what is summed over
+    lies together: dimensions for scores, tokens for what is attended to, and the other way round in a backward pass.
 
     Args:
         config: of the model.
@@ -33,8 +41,9 @@ class Memory:
 
     Attributes:
         capacity: tokens.
-        keys: (depth, capacity, K, H) bfloat16, rotated. What nobody has written is finite, since products read it.
-        values: (depth, K, H, capacity) bfloat16, so that an operand of the tensor cores is one load.
+        rows: keys, rotated, and values, (2, depth, capacity, K, H) bfloat16. What nobody has written is finite, since
+            products read it.
+        columns: the same as (2, depth, K, H, capacity).
         cosines, sines: rotation of each position, (capacity, H / 2) float32.
     """
 
@@ -43,18 +52,22 @@ class Memory:
         needed = longest + config.action_horizon
         self.capacity = needed + -needed % _ALIGNMENT
         heads = language.kv_heads, language.head_dim
-        self.keys = torch.zeros(language.depth, self.capacity, *heads, dtype=torch.bfloat16, device=device)
-        self.values = torch.zeros(language.depth, *heads, self.capacity, dtype=torch.bfloat16, device=device)
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(2, language.depth, *shape, dtype=torch.bfloat16, device=device)
+
+        self.rows, self.columns = zeros(self.capacity, *heads), zeros(*heads, self.capacity)
         positions = torch.arange(self.capacity, device=device)
         self.cosines, self.sines = (
             t.contiguous() for t in rotary_embedding(positions[None], language.head_dim)[:, 0, 0]
         )
 
-    def views(self, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first tokens, (depth, length, K, H) each."""
-        return self.keys[:, :length], self.values.permute(0, 3, 1, 2)[:, :length]
+    def cache(self, layer: int) -> CacheArgument:
+        """Keys and values of a layer."""
+        tensors = (both[kind, layer] for kind in (0, 1) for both in (self.rows, self.columns))
+        return CacheArgument(*(t.data_ptr() for t in tensors), self.capacity)
 
-    def argument(self, before: int, count: Tensor) -> PrefixArgument:
-        """Of a prefix of `before` tokens and then `count` (int64, no dimension) of its prompt."""
+    def prefix(self, before: int, count: Tensor) -> PrefixArgument:
+        """Of `before` tokens and then `count` (int64, no dimension) of the prompt."""
         tables = self.cosines, self.sines, count
-        return PrefixArgument(*(t.data_ptr() for t in tables), before, self.capacity)
+        return PrefixArgument(*(t.data_ptr() for t in tables), before)

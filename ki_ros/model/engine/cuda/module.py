@@ -28,7 +28,8 @@ class Launch:
         grid, block: how many blocks, and threads of each.
         arguments: in order; what they point to must live until the kernel has ended.
         shared: bytes of dynamic shared memory of a block.
-        early: it may begin before the kernel ahead of it ends, see `ptx.cuh`. That one must be of this module.
+        early: it may begin before the kernel ahead of it ends, see `ptx.cuh`. That one must be in the same stream, with
+            nothing else between them.
     """
 
     name: str

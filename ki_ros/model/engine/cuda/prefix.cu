@@ -22,6 +22,7 @@ struct Eight {
 };
 
 __device__ __forceinline__ Eight read(const bf16* p) { return Eight(*reinterpret_cast<const uint4*>(p)); }
+__device__ __forceinline__ uint4 read_early(const bf16* p) { return load_early(reinterpret_cast<const uint4*>(p)); }
 __device__ __forceinline__ void write(bf16* p, const Eight& e) { *reinterpret_cast<uint4*>(p) = e.packed(); }
 
 // Over the threads of a block; `part` has a place for each warp.
@@ -47,8 +48,14 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS)
   for (int i = 0; i < MOST; ++i) {
     const int c = first + i * ROW_THREADS * 8;
     if (c >= width) continue;
-    kept[i] = load(x + c), gains[i] = load(gain + c), shifts[i] = load(shift + c);
-    if (bias) biases[i] = load(bias + c);
+    gains[i] = read_early(gain + c), shifts[i] = read_early(shift + c);
+    if (bias) biases[i] = read_early(bias + c);
+  }
+  wait_for_previous();
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) {
+    const int c = first + i * ROW_THREADS * 8;
+    if (c < width) kept[i] = load(x + c);
   }
   float sum = 0.f, square = 0.f;
 #pragma unroll
@@ -97,9 +104,14 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS)
   for (int i = 0; i < MOST; ++i) {
     const int c = first + i * ROW_THREADS * 8;
     if (c >= width) continue;
-    kept[i] = load(x + c);
-    gains[i][0] = *reinterpret_cast<const float4*>(gain + c);
-    gains[i][1] = *reinterpret_cast<const float4*>(gain + c + 4);
+    gains[i][0] = load_early(reinterpret_cast<const float4*>(gain + c));
+    gains[i][1] = load_early(reinterpret_cast<const float4*>(gain + c + 4));
+  }
+  wait_for_previous();
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) {
+    const int c = first + i * ROW_THREADS * 8;
+    if (c < width) kept[i] = load(x + c);
   }
 #pragma unroll
   for (int i = 0; i < MOST; ++i) {
@@ -126,6 +138,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 extern "C" __global__ void __launch_bounds__(256) gated_gelu(const bf16* gate_up, bf16* hidden, int width) {
   const bf16* row = gate_up + (long long)blockIdx.y * 2 * width;
   const int c = (blockIdx.x * 256 + threadIdx.x) * 8;
+  wait_for_previous();
   if (c >= width) return;
   Eight gate = read(row + c);
   const Eight up = read(row + width + c);
@@ -134,19 +147,38 @@ extern "C" __global__ void __launch_bounds__(256) gated_gelu(const bf16* gate_up
   write(hidden + (long long)blockIdx.y * width + c, gate);
 }
 
-// Of projected (rows, (heads + 2 KV_HEADS) * HEAD_DIM): rotates the queries where they are; keys, rotated, to keys
-// (.., KV_HEADS * HEAD_DIM) and to where they are; values to values (KV_HEADS * HEAD_DIM, capacity). cosines, sines:
-// (.., HEAD_DIM / 2) of each position, which is the row. A block takes a part of 8 rows; heads is 0 where queries are not wanted.
+// Keys or values of a layer: rows (capacity, KV_HEADS * HEAD_DIM), columns (KV_HEADS * HEAD_DIM, capacity).
+struct Tokens {
+  bf16* rows;
+  bf16* columns;
+
+  // Dimension d of 8 tokens.
+  __device__ __forceinline__ void put(int capacity, int first, int d, const Eight& tokens) const {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) rows[(long long)(first + j) * KV_HEADS * HEAD_DIM + d] = rounded(tokens.v[j]);
+    write(columns + (long long)d * capacity + first, tokens);
+  }
+};
+
+struct Cache {
+  Tokens keys, values;
+  int capacity;
+};
+
+// Of projected (rows, (heads + 2 KV_HEADS) * HEAD_DIM): rotates queries and keys where they are, and writes keys and
+// values to the cache too. cosines, sines: (.., HEAD_DIM / 2) of each position, which is the row. A block takes a part of
+// 8 rows, of which the cache has room for all; heads is 0 where queries are not wanted.
 extern "C" __global__ void __launch_bounds__(256)
-    rotate_prefix(bf16* projected, const float* cosines, const float* sines, bf16* keys, bf16* values, int rows,
-                  int heads, int capacity) {
+    rotate_prefix(bf16* projected, const float* cosines, const float* sines, Cache cache, int rows, int heads) {
   constexpr int HALF = HEAD_DIM / 2, PARTS = HALF / 8;
   static_assert(HALF % 8 == 0, "a head's half is read 16 bytes at once");
   const int first = blockIdx.x * 8, width = (heads + 2 * KV_HEADS) * HEAD_DIM;
-  for (int i = threadIdx.x + blockIdx.y * 256; i < 8 * (heads + KV_HEADS) * PARTS; i += gridDim.y * 256) {
-    const int part = i % PARTS * 8, head = i / PARTS % (heads + KV_HEADS), row = first + i / PARTS / (heads + KV_HEADS);
+  const int begin = threadIdx.x + blockIdx.y * 256, stride = gridDim.y * 256;
+  wait_for_previous();
+  for (int i = begin; i < 8 * heads * PARTS; i += stride) {
+    const int part = i % PARTS * 8, row = first + i / PARTS / heads;
     if (row >= rows) continue;
-    bf16* p = projected + (long long)row * width + head * HEAD_DIM + part;
+    bf16* p = projected + (long long)row * width + i / PARTS % heads * HEAD_DIM + part;
     Eight a = read(p), b = read(p + HALF);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -155,15 +187,28 @@ extern "C" __global__ void __launch_bounds__(256)
       b.v[j] = b.v[j] * cosine + a.v[j] * sine, a.v[j] = rotated;
     }
     write(p, a), write(p + HALF, b);
-    if (head < heads) continue;
-    bf16* key = keys + ((long long)row * KV_HEADS + head - heads) * HEAD_DIM + part;
-    write(key, a), write(key + HALF, b);
   }
-  for (int d = threadIdx.x + blockIdx.y * 256; d < KV_HEADS * HEAD_DIM; d += gridDim.y * 256) {
+  for (int i = begin; i < KV_HEADS * HALF; i += stride) {
+    const int d = i / HALF * HEAD_DIM + i % HALF;
+    bf16* p = projected + (long long)first * width + heads * HEAD_DIM + d;
+    Eight a, b;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const int row = min(first + j, rows - 1), at = row * HALF + i % HALF;
+      const float x = value(p[(row - first) * width]), y = value(p[(row - first) * width + HALF]);
+      const float cosine = cosines[at], sine = sines[at];
+      a.v[j] = x * cosine - y * sine, b.v[j] = y * cosine + x * sine;
+    }
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      if (first + j < rows) p[j * width] = rounded(a.v[j]), p[j * width + HALF] = rounded(b.v[j]);
+    cache.keys.put(cache.capacity, first, d, a), cache.keys.put(cache.capacity, first, d + HALF, b);
+  }
+  for (int d = begin; d < KV_HEADS * HEAD_DIM; d += stride) {
     const bf16* p = projected + (long long)first * width + (heads + KV_HEADS) * HEAD_DIM + d;
     Eight column;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) column.v[j] = first + j < rows ? value(p[j * width]) : 0.f;
-    write(values + (long long)d * capacity + first, column);
+    for (int j = 0; j < 8; ++j) column.v[j] = value(p[(min(first + j, rows - 1) - first) * width]);
+    cache.values.put(cache.capacity, first, d, column);
   }
 }

@@ -52,6 +52,7 @@ class PrefixKernels:
         vision, language: its packed weights.
         memory: where keys and values go.
         kernels: see `compile_prefix`.
+        side: a stream beside the current one, for half of the views; None where there are no streams.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class PrefixKernels:
         language: Sequence[LayerWeights],
         memory: Memory,
         kernels: Launcher,
+        side: torch.cuda.Stream | None,
     ) -> None:
         self._config, self._vision, self._language = model.config, vision, language
-        self._memory, self._kernels = memory, kernels
+        self._memory, self._kernels, self._side = memory, kernels, side
         self._backbone = model.paligemma_with_expert.backbone
         tower = self._backbone.vision_tower.vision_model
         embedding = tower.embeddings.patch_embedding
@@ -81,13 +83,11 @@ class PrefixKernels:
             tokens: (n,) int64, of which the first `count` count; the keys and values of the others mean nothing.
             count: int64, no dimension.
         """
-        views = self.encode_views(images)
-        x = torch.cat((views, self._backbone.language_model.embed(tokens)))
-        seen = F.pad((count + len(views)).to(torch.int32)[None], (1, 0))
+        x = torch.cat((*self.encode_views(images), self._backbone.language_model.embed(tokens)))
+        seen = F.pad((count + len(x) - len(tokens)).to(torch.int32)[None], (1, 0))
         language, rows = self._config.language, ctypes.c_int(len(x))
         every = torch.arange(0, len(x) + 1, len(x), dtype=torch.int32, device=x.device)
-        capacity, width = ctypes.c_int(self._memory.capacity), ctypes.c_int(language.width)
-        last = len(self._language) - 1
+        width, last = ctypes.c_int(language.width), len(self._language) - 1
         for layer, weights in enumerate(self._language):
             normed = torch.empty_like(x)
             self._start("rms_norm", x, weights.gains[0], normed, width, grid=(len(x), 1))
@@ -97,11 +97,9 @@ class PrefixKernels:
                 projected,
                 self._memory.cosines,
                 self._memory.sines,
-                self._memory.keys[layer],
-                self._memory.values[layer],
+                self._memory.cache(layer),
                 rows,
                 ctypes.c_int(0 if layer == last else language.heads),
-                capacity,
                 grid=(-(-len(x) // ROTATED_ROWS), ROTATED_PARTS),
                 block=THREADS,
             )
@@ -116,8 +114,23 @@ class PrefixKernels:
             self._start("gated_gelu", both, hidden, ctypes.c_int(language.mlp), grid=grid, block=THREADS)
             x.addmm_(hidden, weights.down.weight.t())
 
-    def encode_views(self, images: Tensor) -> Tensor:
-        """Views (V, 3, S, S) as tokens of the backbone (V * P, W)."""
+    def encode_views(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Views (V, 3, S, S) as tokens of the backbone (V * P, W), in one or two parts.
+
+        A view's products are too small to fill a large device, and what is between them leaves it idle: with two halves
+        beside each other, one has work while the other waits.
+        """
+        if self._side is None or len(images) == 1:
+            return (self._encode_views(images),)
+        current, (first, second) = torch.cuda.current_stream(), images.chunk(2)
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
+            beside = self._encode_views(second)
+        encoded = self._encode_views(first)
+        current.wait_stream(self._side)
+        return encoded, beside
+
+    def _encode_views(self, images: Tensor) -> Tensor:
         config, views = self._config.vision, len(images)
         side, grid = config.patch_size, config.image_size // config.patch_size
         patches = images.new_zeros((views * config.tokens, self._patches.shape[1]), dtype=torch.bfloat16)
@@ -156,7 +169,7 @@ class PrefixKernels:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[0].transpose(0, 1).flatten(1)
 
     def _start(self, name: str, *arguments: Argument, grid: tuple[int, int], block: int = ROW_THREADS) -> None:
-        self._kernels.launch(Launch(name, grid, block, arguments))
+        self._kernels.launch(Launch(name, grid, block, arguments, early=True))
 
 
 def _gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

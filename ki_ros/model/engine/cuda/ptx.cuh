@@ -14,11 +14,20 @@ __device__ __forceinline__ void copy_async(uint4* shared, const bf16* global) {
 
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// Of what is older than the kernel before: stays ahead of `wait_for_previous`.
+// Of what no kernel of the call writes: stays ahead of `wait_for_previous`.
 __device__ __forceinline__ float4 load_early(const float4* p) {
   float4 v;
   asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ uint4 load_early(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p)
                : "memory");
   return v;
@@ -61,8 +70,9 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-// A kernel may begin before the one that it depends on has ended (programmatic dependent launch): what it reads before
-// `wait_for_previous` must be older than that one.
+// A kernel may begin before the one ahead of it has ended (programmatic dependent launch). That one may itself be waiting
+// for the one ahead of it, and so on: what is read before `wait_for_previous` must be older than the first kernel of
+// such a row.
 __device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

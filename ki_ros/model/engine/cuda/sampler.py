@@ -53,13 +53,14 @@ class KernelSampler:
         compile: Compiler = Module,
     ) -> None:
         config = model.config
-        self._tokens = config.vision.tokens
+        self._tokens, self._depth = config.vision.tokens, config.language.depth
         self.memory = Memory(config, longest_prefix(config), model.device)
         self._side = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
         buffers = Buffers(model, self.memory)
         kernels = compile_expert(config, compile)
         self._expert = ExpertKernels(model, expert, modulations, given, self.memory, buffers, kernels)
-        self._prefix = PrefixKernels(model, vision, language, self.memory, compile_prefix(config, compile))
+        prefix = compile_prefix(config, compile)
+        self._prefix = PrefixKernels(model, vision, language, self.memory, prefix, self._side)
 
     def encode(self, images: Tensor, tokens: Tensor, count: Tensor) -> None:
         """Writes the keys and values of an observation to the memory; arguments are those of `sample`."""
@@ -107,7 +108,7 @@ class KernelSampler:
         return x
 
     def _step(self, x: Tensor, step: int, before: int, count: Tensor, free: Tensor | None) -> None:
-        for layer in range(len(self.memory.keys)):
+        for layer in range(self._depth):
             self._expert.layer(step, layer, before, count, free)
         self._expert.advance(x, step, free)
 
