@@ -102,12 +102,12 @@ def pulled(velocity: Velocity, target: Tensor, weights: Tensor, max_weight: Tens
             pointed_at = x - time[:, None, None] * v
             apart = weights * (target - pointed_at[..., :values].detach())
             (pull,) = torch.autograd.grad(pointed_at[..., :values], x, apart)
-        return v.detach() - _weight(time, max_weight)[:, None, None] * pull
+        return v.detach() - guidance_weight(time, max_weight)[:, None, None] * pull
 
     return guided_velocity
 
 
-def _weight(time: Tensor, largest: Tensor | float) -> Tensor:
-    """Of the guidance at a time (B,): `(t^2 + (1 - t)^2) / (t (1 - t))`, bounded; infinite at both ends without."""
+def guidance_weight(time: Tensor, largest: Tensor | float) -> Tensor:
+    """Of the guidance beside the velocity at a time (B,): `(t^2 + (1 - t)^2) / (t (1 - t))`, bounded; infinite at both ends without."""
     spread = time * (1.0 - time)
     return torch.where(spread > 0, (time**2 + (1.0 - time) ** 2) / spread.clamp_min(1e-12), largest).clamp_max(largest)

@@ -13,6 +13,7 @@ from small import make_model
 
 from ki_ros.model.config import ExpertConfig, KIConfig, LanguageConfig, VisionConfig
 from ki_ros.model.engine import FusedEngine, GraphEngine, ReferenceEngine, compare, random_input
+from ki_ros.model.engine.cuda.gradient import Guide
 from ki_ros.model.engine.cuda.sampler import KernelSampler, unsupported
 from ki_ros.model.observation import pixel_values
 from ki_ros.model.rtc import Guidance, soft_mask
@@ -57,7 +58,9 @@ def kernels(request, tmp_path_factory):
     return model, exact, KernelSampler(model, *parts, compiled)
 
 
-def sampled(sampler: KernelSampler, observation, noise, bucket: int, given=None, free=None) -> torch.Tensor:
+def sampled(
+    sampler: KernelSampler, observation, noise, bucket: int, given=None, free=None, guide=None
+) -> torch.Tensor:
     """A chunk (1, L, D) with the prompt padded to `bucket` tokens."""
     images = torch.cat(list(observation.images.values()))
     words = observation.tokenized_prompt[observation.tokenized_prompt_mask]
@@ -66,7 +69,7 @@ def sampled(sampler: KernelSampler, observation, noise, bucket: int, given=None,
     tokens = torch.full((bucket,), 7)
     tokens[: len(words)] = words
     with torch.no_grad():
-        return sampler.sample(images, tokens, torch.tensor(len(words)), x, free)[None]
+        return sampler.sample(images, tokens, torch.tensor(len(words)), x, free, guide)[None]
 
 
 @emulation
@@ -99,6 +102,29 @@ def test_rows_that_are_given(kernels):
     alone = sampled(sampler, observation, noise, 32)
     sampled(sampler, observation, noise, 32, given, free)
     assert torch.equal(sampled(sampler, observation, noise, 32), alone)
+
+
+@emulation
+@pytest.mark.parametrize(("tokens", "views"), [(3, 1), (140, 2)])
+def test_guidance_is_the_models(kernels, tokens, views):
+    model, exact, sampler = kernels
+    generator = torch.Generator().manual_seed(tokens)
+    ours, written = [], []
+    for n in range(3):
+        observation, noise = random_input(model.config, tokens, views, seed=n)
+        guidance = Guidance(torch.randn(1, 15, 8, generator=generator), soft_mask(15, 3, 7), max_weight=0.5)
+        padding = 0, model.config.action_dim - 8
+        target = torch.nn.functional.pad(guidance.target[0], padding)
+        weights = torch.nn.functional.pad(guidance.weights[:, None].expand(15, 8), padding)
+        guide = Guide(target, weights.contiguous(), torch.tensor(guidance.max_weight))
+        actions = sampled(sampler, observation, noise, 150, guide=guide)
+        expected = exact.sample(observation, noise, guidance=guidance)
+        assert (expected - exact.sample(observation, noise)).abs().max() > 0.1, "it is drawn somewhere"
+        ours.append((actions - expected).abs())
+        written.append((ReferenceEngine(model, STEPS).sample(observation, noise, guidance=guidance) - expected).abs())
+    print(torch.stack(ours).square().mean(), torch.stack(written).square().mean(), torch.stack(ours).max(), torch.stack(written).max())
+    assert torch.stack(ours).max() <= 1.5 * torch.stack(written).max()
+    assert torch.stack(ours).square().mean() <= 1.5 * torch.stack(written).square().mean()
 
 
 @emulation

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ki_ros.model.engine.compiled import CompiledEngine
+from ki_ros.model.engine.cuda.gradient import Guide
 from ki_ros.model.engine.cuda.module import KernelError
 from ki_ros.model.engine.cuda.sampler import KernelSampler, unsupported
 from ki_ros.model.engine.engine import EngineError
 from ki_ros.model.engine.fused import FusedEngine, Prefix
 from ki_ros.model.engine.inputs import Inputs
-from ki_ros.model.engine.ops import rotary_table
 from ki_ros.model.flow import integrate
 from ki_ros.model.model import KIModel
 from ki_ros.model.observation import Observation
@@ -54,8 +54,7 @@ class _Captured:
 class GraphEngine(CompiledEngine):
     """One CUDA graph for the whole call, from the upload of its inputs on.
 
-    There is one for each number of views, bucket of prompts, and `How`; those with guidance have one bucket. All are
-    captured in `prepare`, for views of bytes, up to those that are `expected`; what else comes is captured when it
+    There is one for each number of views, bucket of prompts, and `How`. All are captured in `prepare`, for views of bytes, up to those that are `expected`; what else comes is captured when it
     comes, which takes a moment.
 
     Args:
@@ -130,9 +129,7 @@ class GraphEngine(CompiledEngine):
 
     def _get(self, views: int, tokens: int, how: How, pixels: torch.dtype = torch.uint8) -> _Captured:
         """The graph for so many views and tokens, captured if it is not yet."""
-        longest = self._config.max_token_len
-        # Guidance costs ten times what the padding does, and its graphs are large.
-        length = longest if how is How.GUIDED else min(tokens + -tokens % BUCKET, longest)
+        length = min(tokens + -tokens % BUCKET, self._config.max_token_len)
         key = views, length, how, pixels
         if key not in self._captured:
             self._captured[key] = self._capture(*key)
@@ -169,25 +166,16 @@ class GraphEngine(CompiledEngine):
     def _run(self, inputs: Inputs, how: How) -> Tensor:
         images, tokens, count, noise = (inputs.there[name] for name in ("images", "tokens", "count", "noise"))
         given, free = inputs.there["given"], inputs.there["free"]
-        if how is How.GUIDED:
-            target, weights, largest = (inputs.there[name] for name in ("target", "weights", "max_weight"))
-            velocity = pulled(self._velocities(self._prefix(images, tokens, count)), target[None], weights, largest)
-            return integrate(velocity, noise[None], self.num_steps)[0]
+        target, weights, largest = (inputs.there[name] for name in ("target", "weights", "max_weight"))
         if self._sampler is not None:
-            x = noise.clone() if how is How.FREE else torch.where(free[:, None], noise, given)
-            return self._sampler.sample(images, tokens, count, x, None if how is How.FREE else free)
+            x = torch.where(free[:, None], noise, given) if how is How.COMMITTED else noise.clone()
+            guide = Guide(target, weights, largest) if how is How.GUIDED else None
+            return self._sampler.sample(images, tokens, count, x, free if how is How.COMMITTED else None, guide)
         prefix = self.encode(images, tokens, count)
+        if how is How.GUIDED:
+            velocity = pulled(self._velocities(prefix), target[None], weights, largest)
+            return integrate(velocity, noise[None], self.num_steps)[0]
         return self.integrate(prefix, noise) if how is How.FREE else self.integrate(prefix, noise, given, free)
-
-    def _prefix(self, images: Tensor, tokens: Tensor, count: Tensor) -> Prefix:
-        """`encode`, by kernels where there are."""
-        if self._sampler is None:
-            return self.encode(images, tokens, count)
-        self._sampler.encode(images, tokens, count)
-        length = len(images) * self._config.vision.tokens + len(tokens)
-        position, mask = self._positions(length, len(tokens), count)
-        cos, sin = rotary_table(position[length:], self._config.language.head_dim)
-        return Prefix(*self._sampler.memory.views(len(position)), (cos, sin), mask)
 
     @staticmethod
     def _require_device(device: torch.device) -> None:

@@ -25,3 +25,11 @@ __device__ __forceinline__ float gelu(float x) {
   const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
   return x / (1.f + exp2_fast(-2.f * LOG2E * u));
 }
+
+// The same, and its slope: s + 2 x s (1 - s) u', where s = (1 + tanh u) / 2.
+__device__ __forceinline__ float gelu(float x, float& slope) {
+  const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+  const float s = 1.f / (1.f + exp2_fast(-2.f * LOG2E * u));
+  slope = s + 2.f * x * s * (1.f - s) * 0.7978845608028654f * (1.f + 3.f * 0.044715f * x * x);
+  return x * s;
+}

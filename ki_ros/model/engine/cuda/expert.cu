@@ -12,12 +12,6 @@ struct NormedProduct {
   };
 };
 
-template <int K, int TILES>
-struct PlainProduct {
-  Weights<K, TILES> weights;
-  Shares<TILES> shares;
-};
-
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     project(const bf16* x, const bf16* weight, Modulation modulation, Prefix prefix, Cache cache, bf16* queries) {
   auto& shared = *reinterpret_cast<NormedProduct<2 * QKV_TILES>*>(memory);

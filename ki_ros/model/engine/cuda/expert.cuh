@@ -165,6 +165,22 @@ struct NormedRows {
     }
   }
 
+  // x * gate of all rows; `gates` as a lane has the columns.
+  __device__ __forceinline__ void gate(const bf16* x, const uint4 (&gates)[LOADS]) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int i = 0; i < LOADS; ++i) {
+        const uint4 a = load(x + (warp + 8 * half) * WIDTH + i * 256 + lane * 8), b = gates[i];
+        uint4 out;
+        out.x = pack(low(a.x) * low(b.x), high(a.x) * high(b.x)), out.y = pack(low(a.y) * low(b.y), high(a.y) * high(b.y));
+        out.z = pack(low(a.z) * low(b.z), high(a.z) * high(b.z)), out.w = pack(low(a.w) * low(b.w), high(a.w) * high(b.w));
+        *reinterpret_cast<uint4*>(rows + (warp + 8 * half) * STRIDE + i * 256 + lane * 8) = out;
+      }
+    __syncthreads();
+  }
+
   // Products of the rows with weights that have arrived; `shares` may lie where the rows do.
   template <int TILES>
   __device__ __forceinline__ void multiply(const Weights<WIDTH, TILES>& weights, Shares<TILES>& shares) const {
@@ -291,6 +307,12 @@ struct TokenRows {
   }
 };
 
+// Of bf16 pairs.
+__device__ __forceinline__ float dot(uint4 a, uint4 b) {
+  return low(a.x) * low(b.x) + high(a.x) * high(b.x) + low(a.y) * low(b.y) + high(a.y) * high(b.y) + low(a.z) * low(b.z) +
+         high(a.z) * high(b.z) + low(a.w) * low(b.w) + high(a.w) * high(b.w);
+}
+
 struct TokenColumns {
   static constexpr int TILES = HEAD_DIM / 8;
   uint4 part[TILES][32];
@@ -328,6 +350,20 @@ struct HeadRows {
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c)
       first[c] = ::load(row + 32 * c), second[c] = ::load(row + 8 * HEADS * HEAD_DIM + 32 * c);
+  }
+
+  // Products of rows g and g + 8 with those of another.
+  __device__ __forceinline__ void dot(const HeadRows& other, float (&out)[2]) const {
+    float sums[2] = {};
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c) {
+      sums[0] += ::dot(first[c], other.first[c]), sums[1] += ::dot(second[c], other.second[c]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      sums[half] += __shfl_xor_sync(0xffffffffu, sums[half], 1);
+      out[half] = sums[half] + __shfl_xor_sync(0xffffffffu, sums[half], 2);
+    }
   }
 
   // Each row's product with each token: out[j][2 * half + b] is of row g + 8 half and of token 8 t + 2 j + b.
@@ -454,6 +490,12 @@ __device__ __forceinline__ void combine_row(Parts& parts, int row, int head, int
 }
 
 // Back to the width
+
+template <int K, int TILES>
+struct PlainProduct {
+  Weights<K, TILES> weights;
+  Shares<TILES> shares;
+};
 
 // Products of input (16, K) with weights that may still be on their way.
 template <int K, int TILES>

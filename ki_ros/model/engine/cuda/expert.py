@@ -13,26 +13,17 @@ from torch import Tensor
 
 from ki_ros.model.config import KIConfig
 from ki_ros.model.engine.cuda.memory import Memory
-from ki_ros.model.engine.cuda.module import Argument, Compiler, Launch, Launcher
+from ki_ros.model.engine.cuda.module import Argument, Compiler
+from ki_ros.model.engine.cuda.phases import KEYS, ROWS, Phases
 from ki_ros.model.engine.modulation import Modulation
 from ki_ros.model.engine.packed import LayerWeights
 from ki_ros.model.model import KIModel
-
-ROWS, THREADS, KEYS = 16, 256, 32
-"""As in `expert.cuh`."""
 
 PRODUCTS = "project", "add_attended", "gate_up", "add_hidden"
 """Kernels that multiply by weights."""
 
 MOST_SPLITS = 32
 """Groups of keys that `combine` can add up."""
-
-TILES = {"QKV_TILES": 2, "OUT_TILES": 4, "UP_TILES": 2, "DOWN_TILES": 2, "ATTEND_WARPS": 4}
-"""Columns of a block, in eights, and warps of one: what was fastest on an H200."""
-
-SMALL_TILES = {"QKV_TILES": 1, "OUT_TILES": 1, "UP_TILES": 1, "DOWN_TILES": 1, "ATTEND_WARPS": 2}
-"""For devices whose blocks have less shared memory."""
-
 
 def expert_unsupported(config: KIConfig, longest: int) -> str | None:
     """Why the kernels cannot compute this expert beside a prefix of so many tokens; None where they can."""
@@ -52,27 +43,9 @@ def expert_unsupported(config: KIConfig, longest: int) -> str | None:
     return None
 
 
-def compile_expert(config: KIConfig, compile: Compiler) -> Launcher:
-    """`expert.cu` for that configuration, with the largest blocks that the device can have."""
-    language = config.language
-    sizes = {
-        "LIVE": config.action_horizon,
-        "WIDTH": config.expert.width,
-        "HIDDEN": config.expert.mlp,
-        "HEADS": language.heads,
-        "KV_HEADS": language.kv_heads,
-        "HEAD_DIM": language.head_dim,
-        "ACTIONS": config.action_dim,
-    }
-    kernels = compile("expert.cu", sizes | TILES)
-    if max(shared_memory(kernels).values()) > kernels.most_shared:
-        kernels = compile("expert.cu", sizes | SMALL_TILES)
-    return kernels
-
-
-def shared_memory(kernels: Launcher) -> dict[str, int]:
-    """Bytes of a block, of the kernels that take them dynamically."""
-    return {name: kernels.constant(f"{name.upper()}_SHARED") for name in (*PRODUCTS, "attend")}
+def compile_expert(config: KIConfig, compile: Compiler) -> Phases:
+    """`expert.cu` for that configuration."""
+    return Phases("expert.cu", config, compile, PRODUCTS, "attend")
 
 
 class ModulationArgument(ctypes.Structure):
@@ -134,7 +107,7 @@ class ExpertKernels:
         given: of time 0.
         memory: keys and values of the prefix; those of the chunk are written behind them.
         buffers: of the same model and memory.
-        kernels: see `compile_expert`.
+        phases: see `compile_expert`.
     """
 
     def __init__(
@@ -145,13 +118,10 @@ class ExpertKernels:
         given: Modulation,
         memory: Memory,
         buffers: Buffers,
-        kernels: Launcher,
+        phases: Phases,
     ) -> None:
         self._config, self._layers, self._memory, self._buffers = model.config, layers, memory, buffers
-        self._modulations, self._given, self._kernels = modulations, given, kernels
-        self._attend_warps = kernels.constant("ATTENDING_WARPS")
-        self._blocks = {name: kernels.constant(f"{name.upper()}_BLOCKS") for name in PRODUCTS}
-        self._shared = shared_memory(kernels)
+        self._modulations, self._given, self._phases = modulations, given, phases
 
     @property
     def steps(self) -> int:
@@ -182,46 +152,35 @@ class ExpertKernels:
         def gates(norm: int) -> tuple[Argument, ...]:
             return modulation.gates[norm], self._given.gates[norm], free
 
-        norm = self._norm(modulation, attention, free)
+        phases, norm = self._phases, modulation_argument(modulation, attention, self._given, free)
         # The prefix's keys and values may come from another stream.
-        self._start("project", x, weights.qkv.weight, norm, prefix, cache, queries, early=step > 0)
-        grid, block = (buffers.splits // self._attend_warps, language.heads), 32 * self._attend_warps
-        self._start("attend", queries, cache, prefix, splits, *found, grid=grid, block=block)
-        grid, block = (self._config.action_horizon, language.heads), language.head_dim
-        divisors = buffers.divisors[layer]
-        self._start("combine", *found, prefix, splits, attended, divisors, grid=grid, block=block)
-        self._start("add_attended", attended, weights.out.weight, *gates(attention), x, between)
-        norm = self._norm(modulation, mlp, free)
-        self._start("gate_up", between, weights.gate_up.weight, norm, buffers.hidden, buffers.both[layer])
-        self._start("add_hidden", buffers.hidden, weights.down.weight, *gates(mlp), between, after)
+        phases.multiply("project", x, weights.qkv.weight, norm, prefix, cache, queries, early=step > 0)
+        phases.attend(buffers.splits, queries, cache, prefix, splits, *found)
+        found = *found, prefix, splits, attended, buffers.divisors[layer]
+        phases.each_row("combine", *found, heads=language.heads, threads=language.head_dim)
+        phases.multiply("add_attended", attended, weights.out.weight, *gates(attention), x, between)
+        norm = modulation_argument(modulation, mlp, self._given, free)
+        phases.multiply("gate_up", between, weights.gate_up.weight, norm, buffers.hidden, buffers.both[layer])
+        phases.multiply("add_hidden", buffers.hidden, weights.down.weight, *gates(mlp), between, after)
 
     def advance(self, x: Tensor, step: int, free: Tensor | None = None) -> None:
         """Integrates the velocity of a step into x, after its layers."""
         self._advance(x, step, free, first=False)
 
     def _advance(self, x: Tensor, step: int, free: Tensor | None, *, first: bool) -> None:
-        norm = self._norm(self._modulations[step], -1, free)
-        grid, state = (self._config.action_horizon, 1), (self._buffers.inputs[-1], self._buffers.inputs[0], x)
+        norm, buffers = modulation_argument(self._modulations[step], -1, self._given, free), self._buffers
+        state = buffers.inputs[-1], buffers.inputs[0], x
         # The first and what ends the first step come after kernels of others.
-        early = step > 0
-        size = step_size(self.steps)
-        self._start("advance", ctypes.c_int(first), size, norm, self._buffers.ends, *state, grid=grid, early=early)
+        arguments = ctypes.c_int(first), step_size(self.steps), norm, buffers.ends, *state
+        self._phases.each_row("advance", *arguments, early=step > 0)
 
-    def _norm(self, modulation: Modulation, norm: int, free: Tensor | None) -> ModulationArgument:
-        given = self._given
-        tensors = modulation.gains[norm], modulation.shifts[norm], given.gains[norm], given.shifts[norm]
-        return ModulationArgument(*(t.data_ptr() for t in tensors), None if free is None else free.data_ptr())
 
-    def _start(
-        self,
-        name: str,
-        *arguments: Argument,
-        grid: tuple[int, int] | None = None,
-        block: int = THREADS,
-        early: bool = True,
-    ) -> None:
-        grid = grid or (self._blocks[name], 1)
-        self._kernels.launch(Launch(name, grid, block, arguments, self._shared.get(name, 0), early))
+def modulation_argument(
+    modulation: Modulation, norm: int, given: Modulation, free: Tensor | None
+) -> ModulationArgument:
+    """Of a norm, and what it is of `given` for the rows that are not `free` (L,) bool; None where all are."""
+    tensors = modulation.gains[norm], modulation.shifts[norm], given.gains[norm], given.shifts[norm]
+    return ModulationArgument(*(t.data_ptr() for t in tensors), None if free is None else free.data_ptr())
 
 
 def step_size(steps: int) -> ctypes.c_float:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ki_ros.model.config import KIConfig
 from ki_ros.model.engine.cuda.expert import Buffers, ExpertKernels, compile_expert, expert_unsupported
+from ki_ros.model.engine.cuda.gradient import GradientKernels, Guide, compile_gradient
 from ki_ros.model.engine.cuda.memory import Memory
 from ki_ros.model.engine.cuda.module import Compiler, Module
 from ki_ros.model.engine.cuda.prefix import PrefixKernels, compile_prefix, prefix_unsupported
@@ -57,15 +58,12 @@ class KernelSampler:
         self.memory = Memory(config, longest_prefix(config), model.device)
         self._side = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
         buffers = Buffers(model, self.memory)
-        kernels = compile_expert(config, compile)
-        self._expert = ExpertKernels(model, expert, modulations, given, self.memory, buffers, kernels)
+        phases = compile_expert(config, compile)
+        self._expert = ExpertKernels(model, expert, modulations, given, self.memory, buffers, phases)
+        phases = compile_gradient(config, compile)
+        self._gradient = GradientKernels(config, expert, modulations, self.memory, buffers, phases)
         prefix = compile_prefix(config, compile)
         self._prefix = PrefixKernels(model, vision, language, self.memory, prefix, self._side)
-
-    def encode(self, images: Tensor, tokens: Tensor, count: Tensor) -> None:
-        """Writes the keys and values of an observation to the memory; arguments are those of `sample`."""
-        for _ in self._prefix.encode(images, tokens, count):
-            pass
 
     def parts(self, images: Tensor, tokens: Tensor, noise: Tensor) -> dict[str, Callable[[], object]]:
         """To be timed, each alone: vision; vision and prefill; all steps, none of them beside the prefill."""
@@ -75,16 +73,30 @@ class KernelSampler:
             x = noise.clone()
             self._expert.begin(x)
             for step in range(self._expert.steps):
-                self._step(x, step, before, count, None)
+                for layer in range(self._depth):
+                    self._expert.layer(step, layer, before, count)
+                self._expert.advance(x, step)
             return x
+
+        def prefill() -> None:
+            for _ in self._prefix.encode(images, tokens, count):
+                pass
 
         return {
             "vision": lambda: self._prefix.encode_views(images),
-            "vision and prefill": lambda: self.encode(images, tokens, count),
+            "vision and prefill": prefill,
             "steps": steps,
         }
 
-    def sample(self, images: Tensor, tokens: Tensor, count: Tensor, x: Tensor, free: Tensor | None = None) -> Tensor:
+    def sample(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        count: Tensor,
+        x: Tensor,
+        free: Tensor | None = None,
+        guide: Guide | None = None,
+    ) -> Tensor:
         """Actions (L, D) float32.
 
         Args:
@@ -93,8 +105,16 @@ class KernelSampler:
             count: int64, no dimension.
             x: (L, D) float32: noise, and the actions of the rows that are given. It becomes the actions.
             free: (L,) bool, false for the rows that are given; None where none is.
+            guide: what the chunk is drawn to, where no row is given; None for nothing.
         """
         before = len(images) * self._tokens
+
+        def finish(step: int) -> None:
+            if guide is None:
+                self._expert.advance(x, step, free)
+            else:
+                self._gradient.draw(x, step, before, count, guide)
+
         with self._beside():
             self._expert.begin(x, free)
         for layer in self._prefix.encode(images, tokens, count):
@@ -102,15 +122,12 @@ class KernelSampler:
                 self._expert.layer(0, layer, before, count, free)
         if self._side is not None:
             torch.cuda.current_stream().wait_stream(self._side)
-        self._expert.advance(x, 0, free)
+        finish(0)
         for step in range(1, self._expert.steps):
-            self._step(x, step, before, count, free)
+            for layer in range(self._depth):
+                self._expert.layer(step, layer, before, count, free)
+            finish(step)
         return x
-
-    def _step(self, x: Tensor, step: int, before: int, count: Tensor, free: Tensor | None) -> None:
-        for layer in range(self._depth):
-            self._expert.layer(step, layer, before, count, free)
-        self._expert.advance(x, step, free)
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
