@@ -279,9 +279,10 @@ struct Projection {
       if (head < HEADS) {
         bf16* p = queries + (row * HEADS + head) * HEAD_DIM + d;
         p[0] = rounded(a), p[HALF] = rounded(b);
+      } else if (head < HEADS + KV_HEADS) {
+        cache.keys.put(cache.capacity, start + row, head - HEADS, d, a, b);
       } else {
-        const bool is_key = head < HEADS + KV_HEADS;
-        (is_key ? cache.keys : cache.values).put(cache.capacity, start + row, (head - HEADS) % KV_HEADS, d, a, b);
+        cache.values.put(cache.capacity, start + row, head - HEADS - KV_HEADS, d, a, b);
       }
     }
   }
