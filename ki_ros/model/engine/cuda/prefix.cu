@@ -22,7 +22,6 @@ struct Eight {
 };
 
 __device__ __forceinline__ Eight read(const bf16* p) { return Eight(*reinterpret_cast<const uint4*>(p)); }
-__device__ __forceinline__ uint4 read_early(const bf16* p) { return load_early(reinterpret_cast<const uint4*>(p)); }
 __device__ __forceinline__ void write(bf16* p, const Eight& e) { *reinterpret_cast<uint4*>(p) = e.packed(); }
 
 // Over the threads of a block; `part` has a place for each warp.
@@ -48,14 +47,8 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS)
   for (int i = 0; i < MOST; ++i) {
     const int c = first + i * ROW_THREADS * 8;
     if (c >= width) continue;
-    gains[i] = read_early(gain + c), shifts[i] = read_early(shift + c);
-    if (bias) biases[i] = read_early(bias + c);
-  }
-  wait_for_previous();
-#pragma unroll
-  for (int i = 0; i < MOST; ++i) {
-    const int c = first + i * ROW_THREADS * 8;
-    if (c < width) kept[i] = load(x + c);
+    kept[i] = load(x + c), gains[i] = load(gain + c), shifts[i] = load(shift + c);
+    if (bias) biases[i] = load(bias + c);
   }
   float sum = 0.f, square = 0.f;
 #pragma unroll
@@ -104,14 +97,9 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS)
   for (int i = 0; i < MOST; ++i) {
     const int c = first + i * ROW_THREADS * 8;
     if (c >= width) continue;
-    gains[i][0] = load_early(reinterpret_cast<const float4*>(gain + c));
-    gains[i][1] = load_early(reinterpret_cast<const float4*>(gain + c + 4));
-  }
-  wait_for_previous();
-#pragma unroll
-  for (int i = 0; i < MOST; ++i) {
-    const int c = first + i * ROW_THREADS * 8;
-    if (c < width) kept[i] = load(x + c);
+    kept[i] = load(x + c);
+    gains[i][0] = *reinterpret_cast<const float4*>(gain + c);
+    gains[i][1] = *reinterpret_cast<const float4*>(gain + c + 4);
   }
 #pragma unroll
   for (int i = 0; i < MOST; ++i) {
@@ -138,7 +126,6 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 extern "C" __global__ void __launch_bounds__(256) gated_gelu(const bf16* gate_up, bf16* hidden, int width) {
   const bf16* row = gate_up + (long long)blockIdx.y * 2 * width;
   const int c = (blockIdx.x * 256 + threadIdx.x) * 8;
-  wait_for_previous();
   if (c >= width) return;
   Eight gate = read(row + c);
   const Eight up = read(row + width + c);
@@ -166,16 +153,39 @@ struct Cache {
 };
 
 // Of projected (rows, (heads + 2 KV_HEADS) * HEAD_DIM): rotates queries and keys where they are, and writes keys and
-// values to the cache too. cosines, sines: (.., HEAD_DIM / 2) of each position, which is the row. A block takes a part of
-// 8 rows, of which the cache has room for all; heads is 0 where queries are not wanted.
+// values to the cache too. cosines, sines: (.., HEAD_DIM / 2) of each position, which is the row. Blocks take 8 rows, of
+// which the cache has room for all: the first of a column their keys, the second their values, the others their queries.
+// heads is 0 where queries are not wanted.
 extern "C" __global__ void __launch_bounds__(256)
     rotate_prefix(bf16* projected, const float* cosines, const float* sines, Cache cache, int rows, int heads) {
   constexpr int HALF = HEAD_DIM / 2, PARTS = HALF / 8;
   static_assert(HALF % 8 == 0, "a head's half is read 16 bytes at once");
   const int first = blockIdx.x * 8, width = (heads + 2 * KV_HEADS) * HEAD_DIM;
-  const int begin = threadIdx.x + blockIdx.y * 256, stride = gridDim.y * 256;
-  wait_for_previous();
-  for (int i = begin; i < 8 * heads * PARTS; i += stride) {
+  for (int i = threadIdx.x; blockIdx.y == 0 && i < KV_HEADS * HALF; i += 256) {
+    const int d = i / HALF * HEAD_DIM + i % HALF;
+    bf16* p = projected + (long long)first * width + heads * HEAD_DIM + d;
+    Eight a, b;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const int row = min(j, rows - 1 - first), at = (first + row) * HALF + i % HALF;
+      const float x = value(p[row * width]), y = value(p[row * width + HALF]);
+      const float cosine = cosines[at], sine = sines[at];
+      a.v[j] = x * cosine - y * sine, b.v[j] = y * cosine + x * sine;
+    }
+    cache.keys.put(cache.capacity, first, d, a), cache.keys.put(cache.capacity, first, d + HALF, b);
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      if (first + j < rows) p[j * width] = rounded(a.v[j]), p[j * width + HALF] = rounded(b.v[j]);
+  }
+  for (int d = threadIdx.x; blockIdx.y == 1 && d < KV_HEADS * HEAD_DIM; d += 256) {
+    const bf16* p = projected + (long long)first * width + (heads + KV_HEADS) * HEAD_DIM + d;
+    Eight column;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) column.v[j] = value(p[min(j, rows - 1 - first) * width]);
+    cache.values.put(cache.capacity, first, d, column);
+  }
+  if (blockIdx.y < 2) return;
+  for (int i = threadIdx.x + (blockIdx.y - 2) * 256; i < 8 * heads * PARTS; i += (gridDim.y - 2) * 256) {
     const int part = i % PARTS * 8, row = first + i / PARTS / heads;
     if (row >= rows) continue;
     bf16* p = projected + (long long)row * width + i / PARTS % heads * HEAD_DIM + part;
@@ -187,28 +197,5 @@ extern "C" __global__ void __launch_bounds__(256)
       b.v[j] = b.v[j] * cosine + a.v[j] * sine, a.v[j] = rotated;
     }
     write(p, a), write(p + HALF, b);
-  }
-  for (int i = begin; i < KV_HEADS * HALF; i += stride) {
-    const int d = i / HALF * HEAD_DIM + i % HALF;
-    bf16* p = projected + (long long)first * width + heads * HEAD_DIM + d;
-    Eight a, b;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const int row = min(first + j, rows - 1), at = row * HALF + i % HALF;
-      const float x = value(p[(row - first) * width]), y = value(p[(row - first) * width + HALF]);
-      const float cosine = cosines[at], sine = sines[at];
-      a.v[j] = x * cosine - y * sine, b.v[j] = y * cosine + x * sine;
-    }
-#pragma unroll
-    for (int j = 0; j < 8; ++j)
-      if (first + j < rows) p[j * width] = rounded(a.v[j]), p[j * width + HALF] = rounded(b.v[j]);
-    cache.keys.put(cache.capacity, first, d, a), cache.keys.put(cache.capacity, first, d + HALF, b);
-  }
-  for (int d = begin; d < KV_HEADS * HEAD_DIM; d += stride) {
-    const bf16* p = projected + (long long)first * width + (heads + KV_HEADS) * HEAD_DIM + d;
-    Eight column;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) column.v[j] = value(p[(min(first + j, rows - 1) - first) * width]);
-    cache.values.put(cache.capacity, first, d, column);
   }
 }

@@ -19,7 +19,7 @@ from ki_ros.model.engine.packed import LayerWeights, VisionWeights
 from ki_ros.model.model import KIModel
 from ki_ros.model.observation import pixel_values
 
-ROW_THREADS, MOST_WIDTH, THREADS, ROTATED_ROWS, ROTATED_PARTS = 128, 3072, 256, 8, 3
+ROW_THREADS, MOST_WIDTH, THREADS, ROTATED_ROWS, ROTATED_PARTS = 128, 3072, 256, 8, 6
 """As in `prefix.cu`."""
 
 
@@ -52,7 +52,6 @@ class PrefixKernels:
         vision, language: its packed weights.
         memory: where keys and values go.
         kernels: see `compile_prefix`.
-        side: a stream beside the current one, for half of the views; None where there are no streams.
     """
 
     def __init__(
@@ -62,10 +61,9 @@ class PrefixKernels:
         language: Sequence[LayerWeights],
         memory: Memory,
         kernels: Launcher,
-        side: torch.cuda.Stream | None,
     ) -> None:
         self._config, self._vision, self._language = model.config, vision, language
-        self._memory, self._kernels, self._side = memory, kernels, side
+        self._memory, self._kernels = memory, kernels
         self._backbone = model.paligemma_with_expert.backbone
         tower = self._backbone.vision_tower.vision_model
         embedding = tower.embeddings.patch_embedding
@@ -83,7 +81,7 @@ class PrefixKernels:
             tokens: (n,) int64, of which the first `count` count; the keys and values of the others mean nothing.
             count: int64, no dimension.
         """
-        x = torch.cat((*self.encode_views(images), self._backbone.language_model.embed(tokens)))
+        x = torch.cat((self.encode_views(images), self._backbone.language_model.embed(tokens)))
         seen = F.pad((count + len(x) - len(tokens)).to(torch.int32)[None], (1, 0))
         language, rows = self._config.language, ctypes.c_int(len(x))
         every = torch.arange(0, len(x) + 1, len(x), dtype=torch.int32, device=x.device)
@@ -114,23 +112,8 @@ class PrefixKernels:
             self._start("gated_gelu", both, hidden, ctypes.c_int(language.mlp), grid=grid, block=THREADS)
             x.addmm_(hidden, weights.down.weight.t())
 
-    def encode_views(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Views (V, 3, S, S) as tokens of the backbone (V * P, W), in one or two parts.
-
-        A view's products are too small to fill a large device, and what is between them leaves it idle: with two halves
-        beside each other, one has work while the other waits.
-        """
-        if self._side is None or len(images) == 1:
-            return (self._encode_views(images),)
-        current, (first, second) = torch.cuda.current_stream(), images.chunk(2)
-        self._side.wait_stream(current)
-        with torch.cuda.stream(self._side):
-            beside = self._encode_views(second)
-        encoded = self._encode_views(first)
-        current.wait_stream(self._side)
-        return encoded, beside
-
-    def _encode_views(self, images: Tensor) -> Tensor:
+    def encode_views(self, images: Tensor) -> Tensor:
+        """Views (V, 3, S, S) as tokens of the backbone (V * P, W)."""
         config, views = self._config.vision, len(images)
         side, grid = config.patch_size, config.image_size // config.patch_size
         patches = images.new_zeros((views * config.tokens, self._patches.shape[1]), dtype=torch.bfloat16)
@@ -169,7 +152,7 @@ class PrefixKernels:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[0].transpose(0, 1).flatten(1)
 
     def _start(self, name: str, *arguments: Argument, grid: tuple[int, int], block: int = ROW_THREADS) -> None:
-        self._kernels.launch(Launch(name, grid, block, arguments, early=True))
+        self._kernels.launch(Launch(name, grid, block, arguments))
 
 
 def _gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

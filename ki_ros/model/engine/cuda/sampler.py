@@ -62,8 +62,7 @@ class KernelSampler:
         self._expert = ExpertKernels(model, expert, modulations, given, self.memory, buffers, phases)
         phases = compile_gradient(config, compile)
         self._gradient = GradientKernels(config, expert, modulations, self.memory, buffers, phases)
-        prefix = compile_prefix(config, compile)
-        self._prefix = PrefixKernels(model, vision, language, self.memory, prefix, self._side)
+        self._prefix = PrefixKernels(model, vision, language, self.memory, compile_prefix(config, compile))
 
     def parts(self, images: Tensor, tokens: Tensor, noise: Tensor) -> dict[str, Callable[[], object]]:
         """To be timed, each alone: vision; vision and prefill; all steps, none of them beside the prefill."""
