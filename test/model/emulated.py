@@ -1,4 +1,4 @@
-"""Kernels of ours on a CPU: each cluster's threads take turns (`emulator/ptx.cuh`)."""
+"""Kernels of ours on a CPU: each block's threads take turns (`emulator/ptx.cuh`)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ki_ros.model.engine.cuda.module import Launch
 COMPILER = shutil.which("g++")
 
 _ENTRY = """
-extern "C" void start_{name}(int columns, int rows, int threads, int shared, int cluster, void** arguments) {{
-  start({name}, columns, rows, threads, shared, cluster, arguments);
+extern "C" void start_{name}(int columns, int rows, int threads, int shared, void** arguments) {{
+  start({name}, columns, rows, threads, shared, arguments);
 }}
 """
 
@@ -27,12 +27,11 @@ void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
   kernel(*static_cast<A*>(arguments[I])...);
 }
 template <class... A>
-void start(void (*kernel)(A...), int columns, int rows, int threads, int shared, int cluster, void** arguments) {
+void start(void (*kernel)(A...), int columns, int rows, int threads, int shared, void** arguments) {
   gridDim.x = columns, gridDim.y = rows;
   const auto body = [&] { call(kernel, arguments, std::index_sequence_for<A...>()); };
   for (blockIdx.y = 0; blockIdx.y < unsigned(rows); ++blockIdx.y)
-    for (blockIdx.x = 0; blockIdx.x < unsigned(columns); blockIdx.x += cluster)
-      emulated::run(threads, shared, cluster, body);
+    for (blockIdx.x = 0; blockIdx.x < unsigned(columns); ++blockIdx.x) emulated::run(threads, shared, body);
 }
 """
 
@@ -40,10 +39,8 @@ void start(void (*kernel)(A...), int columns, int rows, int threads, int shared,
 class Emulated:
     """A `Launcher` of a source file, compiled with these macros into a directory."""
 
-    def __init__(
-        self, source: str, sizes: Mapping[str, int], directory: Path, most_shared: int, most_cluster: int
-    ) -> None:
-        self.most_shared, self.most_cluster = most_shared, most_cluster
+    def __init__(self, source: str, sizes: Mapping[str, int], directory: Path, most_shared: int) -> None:
+        self.most_shared = most_shared
         sources = files("ki_ros.model.engine.cuda")
         code = sources.joinpath(source).read_text().replace("extern __shared__ uint4 memory[];", "")
         for header in ("common.cuh", "expert.cuh"):
@@ -68,6 +65,4 @@ class Emulated:
     def launch(self, launch: Launch) -> None:
         """See `Launcher`; one kernel after another, whether or not it may be `early`."""
         addresses, _values = launch.addresses()
-        getattr(self._library, f"start_{launch.name}")(
-            *launch.grid, launch.block, launch.shared, launch.cluster, addresses
-        )
+        getattr(self._library, f"start_{launch.name}")(*launch.grid, launch.block, launch.shared, addresses)

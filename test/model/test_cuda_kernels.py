@@ -43,16 +43,16 @@ def made(config: KIConfig, device: str = "cpu"):
     return model, ReferenceEngine(exact, STEPS)
 
 
-@pytest.fixture(scope="module", params=[(1, LARGE, 8), (2, SMALL, 1)], ids=["one key head", "two key heads, small blocks"])
+@pytest.fixture(scope="module", params=[(1, LARGE), (2, SMALL)], ids=["one key head", "two key heads, small blocks"])
 def kernels(request, tmp_path_factory):
     """The model, the reference in float32, and a sampler whose kernels run here."""
-    kv_heads, most_shared, most_cluster = request.param
+    kv_heads, most_shared = request.param
     language = dataclasses.replace(CONFIG.language, kv_heads=kv_heads)
     model, exact = made(dataclasses.replace(CONFIG, language=language))
     engine = FusedEngine(model, STEPS)
 
     def compiled(source: str, macros: dict[str, int]) -> Emulated:
-        return Emulated(source, macros, tmp_path_factory.mktemp(Path(source).stem), most_shared, most_cluster)
+        return Emulated(source, macros, tmp_path_factory.mktemp(Path(source).stem), most_shared)
 
     parts = engine._vision, engine._language, engine._expert, engine._modulations, engine._given
     return model, exact, KernelSampler(model, *parts, compiled)

@@ -1,4 +1,4 @@
-// A cluster of CUDA blocks on a CPU: each thread is a fiber that runs until it must wait for others. Enough of CUDA for the
+// A block of CUDA threads on a CPU: each is a fiber that runs until it must wait for others. Enough of CUDA for the
 // kernels of this project, with what the file of this name says in PTX; slow, and for small sizes.
 
 #pragma once
@@ -33,7 +33,6 @@ struct float4 {
 };
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 struct Index {
   unsigned x = 0, y = 0, z = 0;
 };
@@ -74,9 +73,6 @@ struct Block {
   float lanes[32][32], a[32][16][16], b[32][16][8];
 };
 
-// Blocks that run at the same time: those of a cluster.
-inline std::vector<Block> cluster;
-inline Gate whole_cluster;
 inline Block* block = nullptr;
 inline int running = 0;
 inline ucontext_t beginning;
@@ -112,47 +108,38 @@ inline void entry() {
   while (true) yield();
 }
 
-inline void run(int threads, std::size_t shared, int blocks, const std::function<void()>& kernel) {
+inline void run(int threads, std::size_t shared, const std::function<void()>& kernel) {
   // Fresh memory is what takes time.
   static std::vector<std::vector<char>> stacks;
-  while (int(stacks.size()) < threads * blocks) stacks.emplace_back(STACK);
-  const int first = blockIdx.x;
-  body = kernel;
-  cluster = std::vector<Block>(blocks);
-  for (int n = 0; n < blocks; ++n) {
-    Block& b = cluster[n];
-    b.fibers = std::vector<Fiber>(threads);
-    b.warps = std::vector<Gate>((threads + 31) / 32);
-    b.shared.resize(shared / sizeof(uint4) + 1);
-    // What no one has written is not a number.
-    std::memset(b.shared.data(), 0xff, b.shared.size() * sizeof(uint4));
-    for (int i = 0; i < threads; ++i) {
-      Fiber& f = b.fibers[i];
-      getcontext(&f.context);
-      f.context.uc_stack.ss_sp = stacks[n * threads + i].data();
-      f.context.uc_stack.ss_size = STACK;
-      f.context.uc_link = nullptr;
-      makecontext(&f.context, entry, 0);
-    }
+  while (int(stacks.size()) < threads) stacks.emplace_back(STACK);
+  Block b;
+  body = kernel, block = &b;
+  b.fibers = std::vector<Fiber>(threads);
+  b.warps = std::vector<Gate>((threads + 31) / 32);
+  b.shared.resize(shared / sizeof(uint4) + 1);
+  // What no one has written is not a number.
+  std::memset(b.shared.data(), 0xff, b.shared.size() * sizeof(uint4));
+  for (int i = 0; i < threads; ++i) {
+    Fiber& f = b.fibers[i];
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = stacks[i].data();
+    f.context.uc_stack.ss_size = STACK;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, entry, 0);
   }
   for (bool alive = true; alive;) {
     alive = false;
     // Backwards, so that what relies on the order of threads shows.
-    for (int n = blocks - 1; n >= 0; --n) {
-      block = &cluster[n];
-      blockIdx.x = first + n;
-      for (int i = threads - 1; i >= 0; --i) {
-        Fiber& f = block->fibers[i];
-        if (f.ended) continue;
-        alive = true;
-        if (f.gate && f.gate->round == f.round) continue;
-        f.gate = nullptr;
-        running = threadIdx.x = i;
-        go_on(f);
-      }
+    for (int i = threads - 1; i >= 0; --i) {
+      Fiber& f = b.fibers[i];
+      if (f.ended) continue;
+      alive = true;
+      if (f.gate && f.gate->round == f.round) continue;
+      f.gate = nullptr;
+      running = threadIdx.x = i;
+      go_on(f);
     }
   }
-  blockIdx.x = first;
 }
 
 }  // namespace emulated
@@ -196,14 +183,6 @@ T load_early(const T* p) {
   return *p;
 }
 inline uint4 load(const bf16* p) { return *reinterpret_cast<const uint4*>(p); }
-inline void sync_cluster() {
-  emulated::pass(emulated::whole_cluster, int(emulated::cluster.size() * emulated::block->fibers.size()));
-}
-template <class T>
-const T* of_block(const T* p, int rank) {
-  const auto offset = reinterpret_cast<const char*>(p) - reinterpret_cast<const char*>(memory);
-  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(emulated::cluster[rank].shared.data()) + offset);
-}
 inline void let_next_begin() {}
 inline void wait_for_previous() {}
 

@@ -28,10 +28,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   projection.finish(shared.shares, cache, queries);
 }
 
-__device__ __forceinline__ void attend_after_previous(KeysValues& shared, const Split& split, const bf16* queries,
-                                                      const Cache& cache, float* sums, Scale* scales) {
-  if (split.empty() || split.has_new()) wait_for_previous();
-  if (split.empty()) return;
+extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS)
+    attend(const bf16* queries, Cache cache, Prefix prefix, int splits, float* sums, float* scales) {
+  const int warp = threadIdx.x / 32;
+  auto& shared = reinterpret_cast<KeysValues*>(memory)[warp];
+  const Split split(blockIdx.y, blockIdx.x * ATTEND_WARPS + warp, prefix.valid());
+  let_next_begin();
+  if (split.empty()) {
+    wait_for_previous();
+    return;
+  }
+  if (split.has_new()) wait_for_previous();
   shared.keys.copy(cache.keys.rows, split.base, split.kv_head());
   shared.values.copy(cache.values.columns, cache.capacity, split.base, split.kv_head());
   wait_for_previous();
@@ -40,38 +47,12 @@ __device__ __forceinline__ void attend_after_previous(KeysValues& shared, const 
   // All loads are under way before the first is waited for: the compiler moves none across this.
   __syncwarp();
   wait_for_copies();
-  attend_to(split, shared, q, sums, scales);
-}
-
-extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS)
-    attend(const bf16* queries, Cache cache, Prefix prefix, int splits, float* sums, Scale* scales) {
-  const Split split(blockIdx.y, blockIdx.x * ATTEND_WARPS + threadIdx.x / 32, prefix.valid());
-  const long long at = split.head * splits + split.split;
-  let_next_begin();
-  attend_after_previous(reinterpret_cast<KeysValues*>(memory)[threadIdx.x / 32], split, queries, cache,
-                        sums + at * ROWS * HEAD_DIM, scales + at * ROWS);
-}
-
-// The same where the blocks of a head are a cluster: they add up what they found themselves.
-extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS)
-    attend_together(const bf16* queries, Cache cache, Prefix prefix, bf16* attended, float* divisors) {
-  auto& shared = *reinterpret_cast<Together<ATTEND_WARPS>*>(memory);
-  const int warp = threadIdx.x / 32;
-  const Split split(blockIdx.y, blockIdx.x * ATTEND_WARPS + warp, prefix.valid());
-  let_next_begin();
-  attend_after_previous(shared.of[warp], split, queries, cache, shared.sums(warp), shared.scales[warp]);
-  sync_cluster();
-  constexpr int GROUP = HEAD_DIM / 4, GROUPS = 32 * ATTEND_WARPS / GROUP;
-  static_assert(GROUP % 32 == 0 && GROUPS > 0, "rows are combined by whole warps");
-  for (int row = blockIdx.x * GROUPS + threadIdx.x / GROUP; row < LIVE; row += gridDim.x * GROUPS)
-    shared.combine(row, split.head, split.total, attended, divisors);
-  // Until then others read what is here.
-  sync_cluster();
+  attend_to(split, shared, q, splits, sums, scales);
 }
 
 // A block is a row of a head.
 extern "C" __global__ void __launch_bounds__(HEAD_DIM, 1)
-    combine(const float* sums, const Scale* scales, Prefix prefix, int splits, bf16* attended, float* divisors) {
+    combine(const float* sums, const float* scales, Prefix prefix, int splits, bf16* attended, float* divisors) {
   __shared__ Parts parts;
   const int total = prefix.valid() + LIVE;
   let_next_begin();
@@ -146,7 +127,6 @@ extern "C" __device__ const int GATE_UP_SHARED = sizeof(NormedProduct<2 * UP_TIL
 extern "C" __device__ const int ADD_ATTENDED_SHARED = sizeof(PlainProduct<HEADS * HEAD_DIM, OUT_TILES>);
 extern "C" __device__ const int ADD_HIDDEN_SHARED = sizeof(PlainProduct<HIDDEN, DOWN_TILES>);
 extern "C" __device__ const int ATTEND_SHARED = sizeof(KeysValues) * ATTEND_WARPS;
-extern "C" __device__ const int ATTEND_TOGETHER_SHARED = sizeof(Together<ATTEND_WARPS>);
 extern "C" __device__ const int ATTENDING_WARPS = ATTEND_WARPS;
 extern "C" __device__ const int PROJECT_BLOCKS = Projection<QKV_TILES>::BLOCKS;
 extern "C" __device__ const int GATE_UP_BLOCKS = Gating<UP_TILES>::BLOCKS;

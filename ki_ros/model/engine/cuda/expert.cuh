@@ -403,14 +403,10 @@ struct Split {
 
 __device__ __forceinline__ float score_scale() { return rsqrtf(float(HEAD_DIM)); }
 
-// What a row's weights are relative to: the largest score, in units of a factor of two; and what to divide by.
-struct Scale {
-  float largest, sum;
-};
-
-// sums (16, HEAD_DIM) that are not yet divided, which may lie where the keys do, and the scale of each row.
-__device__ __forceinline__ void attend_to(const Split& s, const KeysValues& of, const HeadRows& queries, float* sums,
-                                          Scale* scales) {
+// sums (HEADS, splits, 16, HEAD_DIM) that are not yet divided, and for each row (HEADS, splits, 16, 2) their largest
+// score, in units of a factor of two, and what to divide by.
+__device__ __forceinline__ void attend_to(const Split& s, const KeysValues& of, const HeadRows& queries, int splits,
+                                          float* sums, float* scales) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   float scores[4][4] = {};
   queries.multiply(of.keys, scores);
@@ -439,61 +435,50 @@ __device__ __forceinline__ void attend_to(const Split& s, const KeysValues& of, 
     }
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    if (t == 0) scales[g + 8 * half] = {largest, sum};
+    if (t == 0) {
+      float* p = scales + ((long long)(s.head * splits + s.split) * ROWS + g + 8 * half) * 2;
+      p[0] = largest, p[1] = sum;
+    }
   }
-  of.values.sum(weights, sums);
+  of.values.sum(weights, sums + (long long)(s.head * splits + s.split) * ROWS * HEAD_DIM);
 }
-
-// Of the splits of a row, of which a lane knows one: how much each counts, and what to divide all by. A split that is not
-// there has no largest score and counts nothing.
-struct Factors {
-  float factor, divisor, logarithm;
-
-  __device__ __forceinline__ explicit Factors(Scale of) {
-    float most = of.largest;
-#pragma unroll
-    for (int offset = 16; offset; offset /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
-    factor = exp2_fast(of.largest - most);
-    divisor = sum_of_warp(factor * of.sum);
-    logarithm = most + log2f(divisor);
-  }
-
-  __device__ __forceinline__ float of(int split) const { return __shfl_sync(0xffffffffu, factor, split); }
-};
-
 
 struct Parts {
   float of[4][HEAD_DIM];
 };
 
-// What the warps found of a row of a head, sums (HEADS, splits, 16, HEAD_DIM) and scales (HEADS, splits, 16), as one, into
-// attended (16, HEADS * HEAD_DIM); the binary logarithm of what all was divided by, into divisors (HEADS, 16). Each quarter
-// of HEAD_DIM threads takes every fourth split. At most 32 splits: a lane knows the scale of one.
+// What the warps found of a row of a head, as one, into attended (16, HEADS * HEAD_DIM); the binary logarithm of what
+// all was divided by, into divisors (HEADS, 16). Each quarter of HEAD_DIM threads takes every fourth split. At most 32
+// splits: a lane knows the scale of one.
 __device__ __forceinline__ void combine_row(Parts& parts, int row, int head, int total, int splits, const float* sums,
-                                            const Scale* scales, bf16* attended, float* divisors) {
+                                            const float* scales, bf16* attended, float* divisors) {
   constexpr int QUARTER = HEAD_DIM / 4;
   static_assert(QUARTER % 32 == 0 && HEAD_DIM <= THREADS, "a quarter is of whole warps");
   const int lane = threadIdx.x % 32, i = threadIdx.x, used = (total + KEYS - 1) / KEYS;
   const int quarter = i / QUARTER, d = i % QUARTER * 4;
   float divisor = 0.f;
   if (i < HEAD_DIM) {
-    const Scale* scale = scales + ((long long)head * splits + lane) * ROWS + row;
+    const float* scale = scales + (((long long)head * splits + lane) * ROWS + row) * 2;
     const float* sum = sums + ((long long)head * splits * ROWS + row) * HEAD_DIM + d;
-    Scale mine = {MINUS_INFINITY, 0.f};
-    if (lane < used) mine = {__ldcg(&scale->largest), __ldcg(&scale->sum)};
+    float largest = MINUS_INFINITY;
+    if (lane < used) largest = __ldcg(scale), divisor = __ldcg(scale + 1);
     float4 part[8];
 #pragma unroll
     for (int n = 0; n < 8; ++n)
       part[n] = __ldcg(
           reinterpret_cast<const float4*>(sum + (long long)min(quarter + 4 * n, used - 1) * ROWS * HEAD_DIM));
     __syncwarp();
-    const Factors factors(mine);
-    divisor = factors.divisor;
-    if (i == 0) divisors[head * ROWS + row] = factors.logarithm;
+    float most = largest;
+#pragma unroll
+    for (int offset = 16; offset; offset /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
+    // Zero for a split that is not there.
+    const float factor = exp2_fast(largest - most);
+    divisor = sum_of_warp(factor * divisor);
+    if (i == 0) divisors[head * ROWS + row] = most + log2f(divisor);
     float4 all = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
-      const float f = factors.of(quarter + 4 * n);
+      const float f = __shfl_sync(0xffffffffu, factor, quarter + 4 * n);
       all.x += f * part[n].x, all.y += f * part[n].y, all.z += f * part[n].z, all.w += f * part[n].w;
     }
     *reinterpret_cast<float4*>(&parts.of[quarter][d]) = all;
@@ -504,46 +489,6 @@ __device__ __forceinline__ void combine_row(Parts& parts, int row, int head, int
     attended[(row * HEADS + head) * HEAD_DIM + i] = rounded(all / divisor);
   }
 }
-
-// The keys and values of a block's warps, and what each has found of them.
-template <int WARPS_OF_BLOCK>
-struct Together {
-  KeysValues of[WARPS_OF_BLOCK];
-  Scale scales[WARPS_OF_BLOCK][ROWS];
-
-  __device__ __forceinline__ float* sums(int warp) { return reinterpret_cast<float*>(&of[warp].keys); }
-  static_assert(sizeof(TokenRows) == sizeof(float) * ROWS * HEAD_DIM, "sums lie where the keys were");
-
-  // As `combine_row`, of the cluster's blocks, by HEAD_DIM / 4 threads of one of them.
-  __device__ __forceinline__ void combine(int row, int head, int total, bf16* attended, float* divisors) {
-    constexpr int AT_ONCE = 16;
-    const int lane = threadIdx.x % 32, used = (total + KEYS - 1) / KEYS, d = threadIdx.x % (HEAD_DIM / 4) * 4;
-    Scale mine = {MINUS_INFINITY, 0.f};
-    if (lane < used) mine = *of_block(&scales[lane % WARPS_OF_BLOCK][row], lane / WARPS_OF_BLOCK);
-    const Factors factors(mine);
-    float4 all = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll
-    for (int first = 0; first < 32; first += AT_ONCE) {
-      if (first >= used) break;
-      float4 part[AT_ONCE];
-#pragma unroll
-      for (int n = 0; n < AT_ONCE; ++n) {
-        const int split = min(first + n, used - 1);
-        part[n] = *of_block(reinterpret_cast<const float4*>(sums(split % WARPS_OF_BLOCK) + row * HEAD_DIM + d),
-                            split / WARPS_OF_BLOCK);
-      }
-#pragma unroll
-      for (int n = 0; n < AT_ONCE; ++n) {
-        const float f = factors.of(first + n);
-        all.x += f * part[n].x, all.y += f * part[n].y, all.z += f * part[n].z, all.w += f * part[n].w;
-      }
-    }
-    if (d == 0) divisors[head * ROWS + row] = factors.logarithm;
-    const float scale = 1.f / factors.divisor;
-    *reinterpret_cast<uint2*>(attended + (row * HEADS + head) * HEAD_DIM + d) =
-        make_uint2(pack(all.x * scale, all.y * scale), pack(all.z * scale, all.w * scale));
-  }
-};
 
 // Back to the width
 

@@ -45,7 +45,7 @@ def expert_unsupported(config: KIConfig, longest: int) -> str | None:
 
 def compile_expert(config: KIConfig, compile: Compiler) -> Phases:
     """`expert.cu` for that configuration."""
-    return Phases("expert.cu", config, compile, PRODUCTS, ("attend", "attend_together"))
+    return Phases("expert.cu", config, compile, PRODUCTS, "attend")
 
 
 class ModulationArgument(ctypes.Structure):
@@ -122,7 +122,6 @@ class ExpertKernels:
     ) -> None:
         self._config, self._layers, self._memory, self._buffers = model.config, layers, memory, buffers
         self._modulations, self._given, self._phases = modulations, given, phases
-        self._together = phases.can_be_together(buffers.splits)
 
     @property
     def steps(self) -> int:
@@ -156,13 +155,9 @@ class ExpertKernels:
         phases, norm = self._phases, modulation_argument(modulation, attention, self._given, free)
         # The prefix's keys and values may come from another stream.
         phases.multiply("project", x, weights.qkv.weight, norm, prefix, cache, queries, early=step > 0)
-        divisors = buffers.divisors[layer]
-        if self._together:
-            phases.attend("attend_together", buffers.splits, queries, cache, prefix, attended, divisors, together=True)
-        else:
-            phases.attend("attend", buffers.splits, queries, cache, prefix, splits, *found)
-            known = *found, prefix, splits
-            phases.each_row("combine", *known, attended, divisors, heads=language.heads, threads=language.head_dim)
+        phases.attend(buffers.splits, queries, cache, prefix, splits, *found)
+        found = *found, prefix, splits, attended, buffers.divisors[layer]
+        phases.each_row("combine", *found, heads=language.heads, threads=language.head_dim)
         phases.multiply("add_attended", attended, weights.out.weight, *gates(attention), x, between)
         norm = modulation_argument(modulation, mlp, self._given, free)
         phases.multiply("gate_up", between, weights.gate_up.weight, norm, buffers.hidden, buffers.both[layer])

@@ -29,7 +29,7 @@ PRODUCTS = "back_through_down", "back_through_out", "back_through_gate_up", "bac
 
 def compile_gradient(config: KIConfig, compile: Compiler) -> Phases:
     """`gradient.cu` for that configuration."""
-    return Phases("gradient.cu", config, compile, PRODUCTS, ("back_through_attention",))
+    return Phases("gradient.cu", config, compile, PRODUCTS, "back_through_attention")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class GradientKernels:
         place = self._memory.prefix(before, count), ctypes.c_int(buffers.splits)
         known = queries, attended, slopes, buffers.divisors[layer], self._memory.cache(layer)
         found = buffers.sums, self._news
-        phases.attend("back_through_attention", buffers.splits, *known, *place, *found)
+        phases.attend(buffers.splits, *known, *place, *found)
         heads = language.heads + 2 * language.kv_heads
         phases.each_row("back_through_rotation", *found, queries, slopes, *place, self._projected, heads=heads)
         phases.multiply("back_through_project", self._projected, weights.qkv, parts)

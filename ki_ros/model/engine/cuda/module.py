@@ -11,9 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-_PORTABLE_CLUSTER = 8
-"""Blocks that any device with clusters can have in one."""
-
 Argument = Tensor | ctypes._SimpleCData | ctypes.Structure | None
 """Of a kernel: a tensor or None is its address."""
 
@@ -31,8 +28,6 @@ class Launch:
         grid, block: how many blocks, and threads of each.
         arguments: in order; what they point to must live until the kernel has ended.
         shared: bytes of dynamic shared memory of a block.
-        cluster: so many blocks along the grid's first side are on the device at the same time and reach each other's
-            shared memory.
         early: it may begin before the kernel ahead of it ends, see `ptx.cuh`. That one must be in the same stream, with
             nothing else between them.
     """
@@ -42,7 +37,6 @@ class Launch:
     block: int
     arguments: tuple[Argument, ...]
     shared: int = 0
-    cluster: int = 1
     early: bool = False
 
     def addresses(self) -> tuple[ctypes.Array[ctypes.c_void_p], list[Any]]:
@@ -56,11 +50,9 @@ class Launcher(Protocol):
 
     Attributes:
         most_shared: bytes of shared memory that a block can have.
-        most_cluster: blocks that a cluster can have; 1 where there are no clusters.
     """
 
     most_shared: int
-    most_cluster: int
 
     def constant(self, name: str) -> int:
         """An `int` constant of the source."""
@@ -106,7 +98,6 @@ class Module:
         self.most_shared = self._call(driver.cuDeviceGetAttribute(attribute, torch.cuda.current_device()))
         self._functions: dict[str, Any] = {}
         self._can_be_early = major >= 9
-        self.most_cluster = _PORTABLE_CLUSTER if major >= 9 else 1
 
     def constant(self, name: str) -> int:
         """See `Launcher`."""
@@ -132,11 +123,6 @@ class Module:
             attributes.append(driver.CUlaunchAttribute())
             attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             attributes[-1].value.programmaticStreamSerializationAllowed = 1
-        if launch.cluster > 1:
-            attributes.append(driver.CUlaunchAttribute())
-            attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-            size = attributes[-1].value.clusterDim
-            size.x, size.y, size.z = launch.cluster, 1, 1
         config.attrs, config.numAttrs = attributes, len(attributes)
         self._call(driver.cuLaunchKernelEx(config, function, ctypes.addressof(addresses), 0))
 

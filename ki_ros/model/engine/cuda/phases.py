@@ -25,11 +25,11 @@ class Phases:
         config: of the model.
         compile: makes them, with the largest blocks that the device can have.
         products: names of those that multiply by weights; the source says how many blocks they have.
-        attending: names of those whose warps attend to `KEYS` keys each.
+        attending: name of the one whose warps attend to `KEYS` keys each.
     """
 
     def __init__(
-        self, source: str, config: KIConfig, compile: Compiler, products: Sequence[str], attending: Sequence[str]
+        self, source: str, config: KIConfig, compile: Compiler, products: Sequence[str], attending: str
     ) -> None:
         language = config.language
         sizes = {
@@ -43,28 +43,24 @@ class Phases:
         }
 
         def shared(kernels: Launcher) -> dict[str, int]:
-            return {name: kernels.constant(f"{name.upper()}_SHARED") for name in (*products, *attending)}
+            return {name: kernels.constant(f"{name.upper()}_SHARED") for name in (*products, attending)}
 
         self._kernels = compile(source, sizes | TILES)
         if max(shared(self._kernels).values()) > self._kernels.most_shared:
             self._kernels = compile(source, sizes | SMALL_TILES)
         self._shared = shared(self._kernels)
         self._blocks = {name: self._kernels.constant(f"{name.upper()}_BLOCKS") for name in products}
-        self._attend_warps = self._kernels.constant("ATTENDING_WARPS")
+        self._attending, self._attend_warps = attending, self._kernels.constant("ATTENDING_WARPS")
         self._rows, self._heads = config.action_horizon, language.heads
 
     def multiply(self, name: str, *arguments: Argument, parts: int = 1, early: bool = True) -> None:
         """Starts a product; `early`: see `Launch`."""
         self._start(name, arguments, (self._blocks[name], parts), early=early)
 
-    def can_be_together(self, splits: int) -> bool:
-        """Whether the blocks that attend to so many groups of keys can be a cluster."""
-        return splits // self._attend_warps <= self._kernels.most_cluster
-
-    def attend(self, name: str, splits: int, *arguments: Argument, together: bool = False) -> None:
-        """Starts what attends to so many groups of keys, in a cluster for each head or not."""
-        blocks = splits // self._attend_warps
-        self._start(name, arguments, (blocks, self._heads), 32 * self._attend_warps, cluster=blocks if together else 1)
+    def attend(self, splits: int, *arguments: Argument) -> None:
+        """Starts what attends to so many groups of keys."""
+        grid = splits // self._attend_warps, self._heads
+        self._start(self._attending, arguments, grid, 32 * self._attend_warps)
 
     def each_row(
         self, name: str, *arguments: Argument, heads: int = 1, threads: int = THREADS, early: bool = True
@@ -79,7 +75,5 @@ class Phases:
         grid: tuple[int, int],
         threads: int = THREADS,
         early: bool = True,
-        cluster: int = 1,
     ) -> None:
-        shared = self._shared.get(name, 0)
-        self._kernels.launch(Launch(name, grid, threads, arguments, shared, cluster, early))
+        self._kernels.launch(Launch(name, grid, threads, arguments, self._shared.get(name, 0), early))

@@ -84,22 +84,3 @@ __device__ __forceinline__ void wait_for_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-
-// Waits for all threads of the cluster; what they have written to shared memory is there then.
-__device__ __forceinline__ void sync_cluster() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-// Where that is in another block of the cluster.
-template <class T>
-__device__ __forceinline__ const T* of_block(const T* shared, int rank) {
-#if __CUDA_ARCH__ >= 900
-  unsigned long long there;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
-  return reinterpret_cast<const T*>(there);
-#else
-  return shared;
-#endif
-}
