@@ -108,6 +108,7 @@ def pulled(velocity: Velocity, target: Tensor, weights: Tensor, max_weight: Tens
 
 
 def guidance_weight(time: Tensor, largest: Tensor | float) -> Tensor:
-    """Of the guidance beside the velocity at a time (B,): `(t^2 + (1 - t)^2) / (t (1 - t))`, bounded; infinite at both ends without."""
+    """Of the guidance beside the velocity at a time (B,): `(t^2 + (1 - t)^2) / (t (1 - t))`, bounded; infinite at both
+    ends without."""
     spread = time * (1.0 - time)
     return torch.where(spread > 0, (time**2 + (1.0 - time) ** 2) / spread.clamp_min(1e-12), largest).clamp_max(largest)

@@ -58,9 +58,7 @@ def kernels(request, tmp_path_factory):
     return model, exact, KernelSampler(model, *parts, compiled)
 
 
-def sampled(
-    sampler: KernelSampler, observation, noise, bucket: int, given=None, free=None, guide=None
-) -> torch.Tensor:
+def sampled(sampler: KernelSampler, observation, noise, bucket: int, given=None, free=None, guide=None) -> torch.Tensor:
     """A chunk (1, L, D) with the prompt padded to `bucket` tokens."""
     images = torch.cat(list(observation.images.values()))
     words = observation.tokenized_prompt[observation.tokenized_prompt_mask]

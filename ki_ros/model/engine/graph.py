@@ -16,7 +16,7 @@ from ki_ros.model.engine.cuda.gradient import Guide
 from ki_ros.model.engine.cuda.module import KernelError
 from ki_ros.model.engine.cuda.sampler import KernelSampler, unsupported
 from ki_ros.model.engine.engine import EngineError
-from ki_ros.model.engine.fused import FusedEngine, Prefix
+from ki_ros.model.engine.fused import FusedEngine
 from ki_ros.model.engine.inputs import Inputs
 from ki_ros.model.flow import integrate
 from ki_ros.model.model import KIModel
@@ -54,8 +54,8 @@ class _Captured:
 class GraphEngine(CompiledEngine):
     """One CUDA graph for the whole call, from the upload of its inputs on.
 
-    There is one for each number of views, bucket of prompts, and `How`. All are captured in `prepare`, for views of bytes, up to those that are `expected`; what else comes is captured when it
-    comes, which takes a moment.
+    There is one for each number of views, bucket of prompts, and `How`. All are captured in `prepare`, for views of
+    bytes, up to those that are `expected`; what else comes is captured when it comes, which takes a moment.
 
     Args:
         model, num_steps: see `FusedEngine`; the model is on a CUDA device.

@@ -25,6 +25,7 @@ PRODUCTS = "project", "add_attended", "gate_up", "add_hidden"
 MOST_SPLITS = 32
 """Groups of keys that `combine` can add up."""
 
+
 def expert_unsupported(config: KIConfig, longest: int) -> str | None:
     """Why the kernels cannot compute this expert beside a prefix of so many tokens; None where they can."""
     language = config.language

@@ -56,7 +56,9 @@ class Transposed:
     """A layer's weights as a backward pass reads them: (in, out), gate and up as one of each, (2, W, HIDDEN)."""
 
     def __init__(self, weights: LayerWeights) -> None:
-        assert weights.out is not None and weights.gate_up is not None and weights.down is not None
+        assert weights.out is not None
+        assert weights.gate_up is not None
+        assert weights.down is not None
         self.qkv = weights.qkv.weight.t().contiguous()
         self.out = weights.out.weight.t().contiguous()
         self.gate_up = torch.stack([half.t() for half in weights.gate_up.weight.chunk(2)])
