@@ -162,17 +162,19 @@ def test_on_a_gpu():
     for n in range(30):
         observation, noise = random_input(config, 1 + n * 37 % 150, 1 + n % 2, seed=n)
         guidance = Guidance(torch.randn(1, 15, 8, generator=generator), soft_mask(15, 2, 4), max_weight=0.5)
-        committed = torch.randn(1, 1 + n % 3, 8, generator=generator)
+        committed = torch.randn(1, n % 4, 8, generator=generator)
         hows = {"free": {}, "committed": {"committed": committed}, "guided": {"guidance": guidance}}
         for name, how in hows.items():
             expected = exact.sample(observation, noise.cuda(), **how)
             both = engine.sample(observation, noise, **how), written.sample(observation, noise.cuda(), **how)
-            apart[name].append([(actions - expected).abs().max().item() for actions in both])
+            ours, rounding = ((actions - expected).abs().max().item() for actions in both)
+            # Now and then guidance goes far on weights that nobody trained, and rounding with it.
+            assert name == "guided" or ours <= 2 * rounding + 0.02
+            apart[name].append([ours, rounding])
         if n == 10:
             memory = torch.cuda.memory_allocated()
     assert (engine.captures, torch.cuda.memory_allocated()) == (captures, memory)
     for name, pairs in apart.items():
-        # Of the inputs: now and then guidance goes far on weights that nobody trained, and rounding with it.
         ours, rounding = torch.tensor(pairs).median(0).values.tolist()
         assert ours <= 1.5 * rounding < 0.3, name
     inputs = [random_input(config, 20, 2, seed=n) for n in range(3)]

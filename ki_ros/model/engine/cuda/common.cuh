@@ -20,16 +20,42 @@ __device__ __forceinline__ float sum_of_warp(float v) {
   return v;
 }
 
-// gelu in its tanh form: x (1 + tanh u) / 2 = x / (1 + exp(-2 u))
-__device__ __forceinline__ float gelu(float x) {
-  const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-  return x / (1.f + exp2_fast(-2.f * LOG2E * u));
+// Over the threads of a block of WARPS warps; each use in a kernel has a `sums` of its own.
+template <int WARPS>
+__device__ __forceinline__ float sum_of_block(float v, float (&sums)[WARPS]) {
+  v = sum_of_warp(v);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = v;
+  __syncthreads();
+  v = 0.f;
+#pragma unroll
+  for (int w = 0; w < WARPS; ++w) v += sums[w];
+  return v;
 }
+
+// gelu in its tanh form: x (1 + tanh u) / 2 = x / (1 + exp(-2 u)), where u = A (x + B x^3)
+constexpr float GELU_A = 0.7978845608028654f, GELU_B = 0.044715f;
+
+__device__ __forceinline__ float exp_of_gelu(float x) {
+  return exp2_fast(-2.f * LOG2E * (GELU_A * (x + GELU_B * x * x * x)));
+}
+
+__device__ __forceinline__ float gelu(float x) { return x / (1.f + exp_of_gelu(x)); }
 
 // The same, and its slope: s + 2 x s (1 - s) u', where s = (1 + tanh u) / 2.
 __device__ __forceinline__ float gelu(float x, float& slope) {
-  const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-  const float s = 1.f / (1.f + exp2_fast(-2.f * LOG2E * u));
-  slope = s + 2.f * x * s * (1.f - s) * 0.7978845608028654f * (1.f + 3.f * 0.044715f * x * x);
+  const float s = 1.f / (1.f + exp_of_gelu(x));
+  slope = s + 2.f * x * s * (1.f - s) * GELU_A * (1.f + 3.f * GELU_B * x * x);
   return x * s;
 }
+
+// Keys or values of a layer, twice: rows (capacity, KV_HEADS * HEAD_DIM), columns (KV_HEADS * HEAD_DIM, capacity).
+struct Tokens {
+  bf16* rows;
+  bf16* columns;
+};
+
+// Those of the prefix, and of the chunk behind them.
+struct Cache {
+  Tokens keys, values;
+  int capacity;
+};

@@ -3,15 +3,6 @@
 
 #include "expert.cuh"
 
-template <int TILES>
-struct NormedProduct {
-  Weights<WIDTH, TILES> weights;
-  union {
-    NormedRows rows;
-    Shares<TILES> shares;
-  };
-};
-
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     project(const bf16* x, const bf16* weight, Modulation modulation, Prefix prefix, Cache cache, bf16* queries) {
   auto& shared = *reinterpret_cast<NormedProduct<2 * QKV_TILES>*>(memory);
@@ -30,15 +21,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 
 extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS)
     attend(const bf16* queries, Cache cache, Prefix prefix, int splits, float* sums, float* scales) {
-  const int warp = threadIdx.x / 32;
-  auto& shared = reinterpret_cast<KeysValues*>(memory)[warp];
-  const Split split(blockIdx.y, blockIdx.x * ATTEND_WARPS + warp, prefix.valid());
+  auto& shared = reinterpret_cast<KeysValues*>(memory)[threadIdx.x / 32];
+  const Split split(ATTEND_WARPS, prefix);
   let_next_begin();
-  if (split.empty()) {
-    wait_for_previous();
-    return;
-  }
-  if (split.has_new()) wait_for_previous();
+  if (!split.wait_for_keys()) return;
   shared.keys.copy(cache.keys.rows, split.base, split.kv_head());
   shared.values.copy(cache.values.columns, cache.capacity, split.base, split.kv_head());
   wait_for_previous();

@@ -10,7 +10,7 @@
 //
 // The compiler is given: LIVE rows (at most 16), WIDTH, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, ACTIONS.
 // Buffers of rows have 16 of them; what is beyond LIVE is finite and means nothing. What a backward pass needs is kept,
-// see `gradient.cuh`.
+// see `gradient.cu`.
 
 #pragma once
 
@@ -211,26 +211,14 @@ struct Prefix {
   __device__ __forceinline__ int valid() const { return before + int(*count); }
 };
 
-// Keys or values of a layer.
-struct Tokens {
-  bf16* rows;     // (capacity, KV_HEADS * HEAD_DIM)
-  bf16* columns;  // (KV_HEADS * HEAD_DIM, capacity)
-
-  // Of one token, dimension d of a head and that of the head's second half.
-  __device__ __forceinline__ void put(int capacity, int token, int head, int d, float a, float b) const {
-    constexpr int HALF = HEAD_DIM / 2;
-    bf16* p = rows + ((long long)token * KV_HEADS + head) * HEAD_DIM + d;
-    p[0] = rounded(a), p[HALF] = rounded(b);
-    p = columns + (long long)(head * HEAD_DIM + d) * capacity + token;
-    p[0] = rounded(a), p[(long long)HALF * capacity] = rounded(b);
-  }
-};
-
-// Those of the prefix, and of the chunk behind them.
-struct Cache {
-  Tokens keys, values;
-  int capacity;
-};
+// Of one token, dimension d of a head and that of the head's second half.
+__device__ __forceinline__ void put(const Tokens& into, int capacity, int token, int head, int d, float a, float b) {
+  constexpr int HALF = HEAD_DIM / 2;
+  bf16* p = into.rows + ((long long)token * KV_HEADS + head) * HEAD_DIM + d;
+  p[0] = rounded(a), p[HALF] = rounded(b);
+  p = into.columns + (long long)(head * HEAD_DIM + d) * capacity + token;
+  p[0] = rounded(a), p[(long long)HALF * capacity] = rounded(b);
+}
 
 // Query, key and value: TILES tiles of a head's first half and those of its second that are rotated with them.
 //
@@ -280,9 +268,9 @@ struct Projection {
         bf16* p = queries + (row * HEADS + head) * HEAD_DIM + d;
         p[0] = rounded(a), p[HALF] = rounded(b);
       } else if (head < HEADS + KV_HEADS) {
-        cache.keys.put(cache.capacity, start + row, head - HEADS, d, a, b);
+        put(cache.keys, cache.capacity, start + row, head - HEADS, d, a, b);
       } else {
-        cache.values.put(cache.capacity, start + row, head - HEADS - KV_HEADS, d, a, b);
+        put(cache.values, cache.capacity, start + row, head - HEADS - KV_HEADS, d, a, b);
       }
     }
   }
@@ -390,13 +378,21 @@ struct KeysValues {
 struct Split {
   int head, split, base, valid, total;
 
-  __device__ __forceinline__ Split(int head, int split, int valid)
-      : head(head), split(split), base(split * KEYS), valid(valid), total(valid + LIVE) {}
+  // Of a warp of a block that is a head's.
+  __device__ __forceinline__ Split(int warps, const Prefix& prefix)
+      : head(blockIdx.y), split(blockIdx.x * warps + threadIdx.x / 32), base(split * KEYS), valid(prefix.valid()),
+        total(valid + LIVE) {}
 
   __device__ __forceinline__ int kv_head() const { return head / (HEADS / KV_HEADS); }
   __device__ __forceinline__ bool empty() const { return base >= total; }
   // Whether it has keys that are not the prefix's.
   __device__ __forceinline__ bool has_new() const { return base + KEYS > valid; }
+  // Before the keys are read: true where there are any. Those of the chunk come from the kernel ahead.
+  __device__ __forceinline__ bool wait_for_keys() const {
+    if (empty() || has_new()) wait_for_previous();
+    return !empty();
+  }
+
   // Of what a lane has of a product.
   __device__ __forceinline__ int token(int j, int b) const { return base + 8 * (threadIdx.x % 4) + 2 * j + b; }
 };
@@ -491,6 +487,16 @@ __device__ __forceinline__ void combine_row(Parts& parts, int row, int head, int
 }
 
 // Back to the width
+
+// What a product has in shared memory: of rows that are prepared there, or are read as they are.
+template <int TILES>
+struct NormedProduct {
+  Weights<WIDTH, TILES> weights;
+  union {
+    NormedRows rows;
+    Shares<TILES> shares;
+  };
+};
 
 template <int K, int TILES>
 struct PlainProduct {
@@ -616,17 +622,6 @@ struct Row {
 // A thread has every THREADS-th column.
 constexpr int COLUMNS = WIDTH / THREADS;
 static_assert(WIDTH % THREADS == 0, "threads have whole columns");
-
-// Over the threads of a block, once in a kernel for each `sums`.
-__device__ __forceinline__ float sum_of_block(float v, float (&sums)[WARPS]) {
-  v = sum_of_warp(v);
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = v;
-  __syncthreads();
-  v = 0.f;
-#pragma unroll
-  for (int w = 0; w < WARPS; ++w) v += sums[w];
-  return v;
-}
 
 // The last norm and the projection to a velocity.
 struct Leaving {

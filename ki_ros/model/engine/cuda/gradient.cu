@@ -11,19 +11,10 @@ constexpr int PROJECTED = FEATURES + 2 * KV_HEADS * HEAD_DIM;
 
 // Through a gated residual and the product ahead of it
 
-template <int TILES>
-struct GatedProduct {
-  Weights<WIDTH, TILES> weights;
-  union {
-    NormedRows rows;
-    Shares<TILES> shares;
-  };
-};
-
 // Products of slope * gate with TILES tiles of a weight (.., WIDTH); then `finish` of each value, which others may wait for.
 template <int TILES, class Finish>
 __device__ __forceinline__ void back_through(const bf16* slope, const bf16* gate, const bf16* weight, Finish finish) {
-  auto& shared = *reinterpret_cast<GatedProduct<TILES>*>(memory);
+  auto& shared = *reinterpret_cast<NormedProduct<TILES>*>(memory);
   const int column = blockIdx.x * TILES * 8;
   let_next_begin();
 #pragma unroll
@@ -136,15 +127,11 @@ struct KeysValuesKeys {
 extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS)
     back_through_attention(const bf16* queries, const bf16* attended, const bf16* slopes, const float* divisors,
                            Cache cache, Prefix prefix, int splits, float* sums, float* news) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  auto& shared = reinterpret_cast<KeysValuesKeys*>(memory)[warp];
-  const Split split(blockIdx.y, blockIdx.x * ATTEND_WARPS + warp, prefix.valid());
+  const int g = threadIdx.x % 32 / 4;
+  auto& shared = reinterpret_cast<KeysValuesKeys*>(memory)[threadIdx.x / 32];
+  const Split split(ATTEND_WARPS, prefix);
   let_next_begin();
-  if (split.empty()) {
-    wait_for_previous();
-    return;
-  }
-  if (split.has_new()) wait_for_previous();
+  if (!split.wait_for_keys()) return;
   shared.keys.copy(cache.keys.rows, split.base, split.kv_head());
   shared.values.copy(cache.values.rows, split.base, split.kv_head());
   shared.keys_again.copy(cache.keys.columns, cache.capacity, split.base, split.kv_head());
@@ -318,8 +305,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   enter(row, ends, in + at * WIDTH);
 }
 
-extern "C" __device__ const int BACK_THROUGH_DOWN_SHARED = sizeof(GatedProduct<2 * UP_TILES>);
-extern "C" __device__ const int BACK_THROUGH_OUT_SHARED = sizeof(GatedProduct<UP_TILES>);
+extern "C" __device__ const int BACK_THROUGH_DOWN_SHARED = sizeof(NormedProduct<2 * UP_TILES>);
+extern "C" __device__ const int BACK_THROUGH_OUT_SHARED = sizeof(NormedProduct<UP_TILES>);
 extern "C" __device__ const int BACK_THROUGH_GATE_UP_SHARED = sizeof(PlainProduct<HIDDEN, DOWN_TILES>);
 extern "C" __device__ const int BACK_THROUGH_PROJECT_SHARED = sizeof(PlainProduct<PROJECTED, OUT_TILES>);
 extern "C" __device__ const int BACK_THROUGH_ATTENTION_SHARED = sizeof(KeysValuesKeys) * ATTEND_WARPS;

@@ -24,17 +24,6 @@ struct Eight {
 __device__ __forceinline__ Eight read(const bf16* p) { return Eight(*reinterpret_cast<const uint4*>(p)); }
 __device__ __forceinline__ void write(bf16* p, const Eight& e) { *reinterpret_cast<uint4*>(p) = e.packed(); }
 
-// Over the threads of a block; `part` has a place for each warp.
-__device__ __forceinline__ float sum_of_block(float v, float (&part)[ROW_WARPS]) {
-  v = sum_of_warp(v);
-  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
-  __syncthreads();
-  v = 0.f;
-#pragma unroll
-  for (int w = 0; w < ROW_WARPS; ++w) v += part[w];
-  return v;
-}
-
 // normed = (x - mean) / deviation * gain + shift; then x += bias, that of the product which is added to x next. A block
 // is a row.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
@@ -134,23 +123,12 @@ extern "C" __global__ void __launch_bounds__(256) gated_gelu(const bf16* gate_up
   write(hidden + (long long)blockIdx.y * width + c, gate);
 }
 
-// Keys or values of a layer: rows (capacity, KV_HEADS * HEAD_DIM), columns (KV_HEADS * HEAD_DIM, capacity).
-struct Tokens {
-  bf16* rows;
-  bf16* columns;
-
-  // Dimension d of 8 tokens.
-  __device__ __forceinline__ void put(int capacity, int first, int d, const Eight& tokens) const {
+// Dimension d of 8 tokens.
+__device__ __forceinline__ void put(const Tokens& into, int capacity, int first, int d, const Eight& tokens) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) rows[(long long)(first + j) * KV_HEADS * HEAD_DIM + d] = rounded(tokens.v[j]);
-    write(columns + (long long)d * capacity + first, tokens);
-  }
-};
-
-struct Cache {
-  Tokens keys, values;
-  int capacity;
-};
+  for (int j = 0; j < 8; ++j) into.rows[(long long)(first + j) * KV_HEADS * HEAD_DIM + d] = rounded(tokens.v[j]);
+  write(into.columns + (long long)d * capacity + first, tokens);
+}
 
 // Of projected (rows, (heads + 2 KV_HEADS) * HEAD_DIM): rotates queries and keys where they are, and writes keys and
 // values to the cache too. cosines, sines: (.., HEAD_DIM / 2) of each position, which is the row. Blocks take 8 rows, of
@@ -172,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(256)
       const float cosine = cosines[at], sine = sines[at];
       a.v[j] = x * cosine - y * sine, b.v[j] = y * cosine + x * sine;
     }
-    cache.keys.put(cache.capacity, first, d, a), cache.keys.put(cache.capacity, first, d + HALF, b);
+    put(cache.keys, cache.capacity, first, d, a), put(cache.keys, cache.capacity, first, d + HALF, b);
 #pragma unroll
     for (int j = 0; j < 8; ++j)
       if (first + j < rows) p[j * width] = rounded(a.v[j]), p[j * width + HALF] = rounded(b.v[j]);
@@ -182,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(256)
     Eight column;
 #pragma unroll
     for (int j = 0; j < 8; ++j) column.v[j] = value(p[min(j, rows - 1 - first) * width]);
-    cache.values.put(cache.capacity, first, d, column);
+    put(cache.values, cache.capacity, first, d, column);
   }
   if (blockIdx.y < 2) return;
   for (int i = threadIdx.x + (blockIdx.y - 2) * 256; i < 8 * heads * PARTS; i += (gridDim.y - 2) * 256) {

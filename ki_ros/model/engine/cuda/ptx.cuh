@@ -15,15 +15,6 @@ __device__ __forceinline__ void copy_async(uint4* shared, const bf16* global) {
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Of what no kernel of the call writes: stays ahead of `wait_for_previous`.
-__device__ __forceinline__ float4 load_early(const float4* p) {
-  float4 v;
-  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "l"(p)
-               : "memory");
-  return v;
-}
-
 __device__ __forceinline__ uint4 load_early(const uint4* p) {
   uint4 v;
   asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -31,6 +22,11 @@ __device__ __forceinline__ uint4 load_early(const uint4* p) {
                : "l"(p)
                : "memory");
   return v;
+}
+
+__device__ __forceinline__ float4 load_early(const float4* p) {
+  const uint4 v = load_early(reinterpret_cast<const uint4*>(p));
+  return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
 }
 
 __device__ __forceinline__ float load_early(const float* p) {

@@ -55,14 +55,14 @@ class KernelSampler:
     ) -> None:
         config = model.config
         self._tokens, self._depth = config.vision.tokens, config.language.depth
-        self.memory = Memory(config, longest_prefix(config), model.device)
+        memory = Memory(config, longest_prefix(config), model.device)
         self._side = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
-        buffers = Buffers(model, self.memory)
+        buffers = Buffers(model, memory)
         phases = compile_expert(config, compile)
-        self._expert = ExpertKernels(model, expert, modulations, given, self.memory, buffers, phases)
+        self._expert = ExpertKernels(model, expert, modulations, given, memory, buffers, phases)
         phases = compile_gradient(config, compile)
-        self._gradient = GradientKernels(config, expert, modulations, self.memory, buffers, phases)
-        self._prefix = PrefixKernels(model, vision, language, self.memory, compile_prefix(config, compile))
+        self._gradient = GradientKernels(config, expert, modulations, memory, buffers, phases)
+        self._prefix = PrefixKernels(model, vision, language, memory, compile_prefix(config, compile))
 
     def parts(self, images: Tensor, tokens: Tensor, noise: Tensor) -> dict[str, Callable[[], object]]:
         """To be timed, each alone: vision; vision and prefill; all steps, none of them beside the prefill."""
@@ -72,8 +72,7 @@ class KernelSampler:
             x = noise.clone()
             self._expert.begin(x)
             for step in range(self._expert.steps):
-                for layer in range(self._depth):
-                    self._expert.layer(step, layer, before, count)
+                self._layers(step, before, count)
                 self._expert.advance(x, step)
             return x
 
@@ -123,10 +122,13 @@ class KernelSampler:
             torch.cuda.current_stream().wait_stream(self._side)
         finish(0)
         for step in range(1, self._expert.steps):
-            for layer in range(self._depth):
-                self._expert.layer(step, layer, before, count, free)
+            self._layers(step, before, count, free)
             finish(step)
         return x
+
+    def _layers(self, step: int, before: int, count: Tensor, free: Tensor | None = None) -> None:
+        for layer in range(self._depth):
+            self._expert.layer(step, layer, before, count, free)
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
