@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,8 +26,12 @@ MAX_FUTURE = 0.05
 SOURCES = ("policy", "teleoperation")
 
 _PAUSE_PERIODS = 5
-"""A tick that comes later than so many periods finds an arm that has come to rest meanwhile: its controller has nothing
-to follow."""
+"""A tick that comes later than so many periods finds an arm that comes to rest by itself: its controller has nothing to
+follow."""
+
+_REST = MAX_FUTURE
+"""An arm that has stood still for so long [s], after a pause, is at rest. Not less, as a stamp may lie that far in the
+future: the newest of these joint states is then from after the pause in any case."""
 
 _EXACTLY = 1e-9
 """Difference of two positions [rad] that is arithmetic."""
@@ -96,8 +101,9 @@ class Tick:
     Attributes:
         state: and `reason`, why it is not executing.
         epoch: the epoch in force, 0 while there is none.
-        positions: joint positions to send (7,) float64 [rad]; None while disabled, when nothing may be sent.
-        velocities: velocities of the command (7,) float64 [rad/s], zero once the arm is held; None while disabled.
+        positions: joint positions to send (7,) float64 [rad]; None while nothing may be sent: disabled, or after a
+            pause, until the arm is known to rest.
+        velocities: velocities of the command (7,) float64 [rad/s], zero once the arm is held; None with the positions.
         gripper: knuckle angle to send [rad]; None until a chunk has said one since enabling: the gripper then keeps
             doing what it does, so that nothing is dropped by enabling.
         observation_sequence: of the chunk that is executed; 0 otherwise.
@@ -132,6 +138,9 @@ class Executor:
 
     To hold is to bring the arm to rest as soon as the guard's limits allow and to keep it there. After any fault
     nothing of the chunks from before it is executed: motion begins again with a chunk that comes after.
+
+    A pause in the ticks while commands are sent is such a fault: where the arm is after it, and whether it moves, only
+    joint states from after it can tell. Until they show that it stands still, nothing is sent.
 
     One thread. No method blocks, and none raises for anything that arrives in a message.
 
@@ -183,6 +192,7 @@ class Executor:
         self._observed_ns: int | None = None
         self._blind_ns: int | None = None
         self._rests_since_ns: int | None = None
+        self._awaiting_rest = False
         self._shifted = (0, 0)
         self._sent = np.zeros(NUM_JOINTS)
         self._gripper: float | None = None
@@ -347,15 +357,19 @@ class Executor:
         self._enter(now_ns)
         dt = 0.0 if self._tick_ns is None else (now_ns - self._tick_ns) / NANOSECONDS
         self._tick_ns = now_ns
+        if self._enabled and dt > _PAUSE_PERIODS * self.guard.period:
+            self._await_rest(now_ns)
         if self._enable_pending:
             self.enable(now_ns)
-        if dt > _PAUSE_PERIODS * self.guard.period:
+        if self._awaiting_rest and self.measured.problem(now_ns) is None and self.measured.still(_ns(_REST)):
             self._start_from_rest()
         # The guard is a period behind what it is told, so that is asked for when it will be due.
         due_ns = now_ns + _ns(self.guard.ahead(dt))
         reason = self._reason_to_hold(now_ns, due_ns) if self._enabled else Reason.NONE
         if not self._enabled:
             return self._decided(Tick(State.DISABLED, self.operator.stopped or self._disabled_because, self._epoch))
+        if self._awaiting_rest:
+            return self._decided(Tick(State.HOLDING, reason, self._epoch))
         if reason is Reason.NONE:
             self._wanted = self._ask(due_ns)
             standing = self._motion.standing if self._motion is not None else None
@@ -375,16 +389,24 @@ class Executor:
             self._rests_since_ns = now_ns
         return self._decided(self._tick(reason, guarded))
 
+    def _await_rest(self, now_ns: int) -> None:
+        """After a pause that ends now: of the arm nothing is known until a joint state comes that is newer."""
+        self._awaiting_rest = True
+        self._rests_since_ns = None
+        self.measured.forget(now_ns)
+
     def _start_from_rest(self) -> None:
-        """Where the arm has come to rest, after a pause in which nothing was sent: at the last command, or where a
-        controller that looks further ahead has led it from there."""
-        sent, rest, measured = self._sent, self.guard.to_rest()[1][-1], self.measured.positions
-        if measured is not None:
-            sent = np.where(np.abs(measured - rest) < np.abs(measured - sent), rest, sent)
-        self.guard.reset(sent)
-        self._motion = self._step = None
+        """Begins where the arm has come to rest, all joints alike: at the last command, or where a controller that
+        looks further ahead has led it from there. That, and not where it is measured, is what its controller holds: a
+        command beside it would be a step. Nothing from before is followed, so that the first command is there."""
+        rest, measured = self.guard.to_rest()[1][-1], self.measured.positions
+        if np.linalg.norm(measured - rest) < np.linalg.norm(measured - self._sent):
+            self._sent = rest
+        self.guard.reset(self._sent)
+        self._awaiting_rest = False
+        self._forget_chunks()
         if self._teleoperation is not None:
-            self._teleoperation.release()
+            self._teleoperation.forget()
 
     def _ask(self, due_ns: int) -> np.ndarray:
         if self._teleoperation is None:
@@ -414,6 +436,8 @@ class Executor:
         if self.measured.problem(now_ns) is not None:
             self._forget_chunks()
             return self.operator.stopped or Reason.STALE_JOINT_STATE
+        if self._awaiting_rest:
+            return self.operator.stopped or Reason.AWAITING_REST
         # The guard keeps a command from leading the arm by more than its limit; twice that, the arm has left by itself.
         if np.abs(self.measured.positions - self._sent).max() > 2 * self.options.guard.max_tracking_error:
             self._disable(Reason.TRACKING_LOST)
@@ -473,7 +497,7 @@ class Executor:
     def _enter(self, now_ns: int) -> None:
         if self._now_ns is not None and now_ns < self._now_ns:
             self.clock_jumps += 1
-            self.measured.forget()
+            self.measured.forget(now_ns if self._awaiting_rest else -math.inf)
             self.operator.forget_time()
             if self._teleoperation is not None:
                 self._teleoperation.forget()
@@ -497,6 +521,7 @@ class Executor:
     def _disable(self, reason: Reason) -> None:
         self._enabled = False
         self._enable_pending = False
+        self._awaiting_rest = False
         self._disabled_because = reason
         self._forget_chunks()
 

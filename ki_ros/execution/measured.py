@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ki_ros.rig import NUM_JOINTS, Robot
@@ -9,6 +11,9 @@ from ki_ros.rig import NUM_JOINTS, Robot
 MAX_OUTSIDE = 0.1
 """How far beyond its position limits an arm may be measured and still be enabled [rad]. A real arm stands at its limit
 at worst; more than this is another robot, another unit or another zero."""
+
+_STILL = 0.001
+"""How far apart positions of an arm that stands still may be measured [rad]: noise, and the last of its settling."""
 
 _NANOSECONDS = 1_000_000_000
 
@@ -30,11 +35,14 @@ class Measured:
         self._robot, self._max_age_ns, self._max_future_ns = robot, max_age_ns, max_future_ns
         self.positions: np.ndarray | None = None
         self.refused = 0
-        self._measured_ns = 0
+        self._measured_ns: float = -math.inf
+        self._still = np.zeros(NUM_JOINTS)
+        self._still_since_ns: float = -math.inf
 
-    def forget(self) -> None:
-        """Nothing is known any more."""
+    def forget(self, until_ns: float = -math.inf) -> None:
+        """Nothing is known any more, and what was measured until then is ignored where it comes yet."""
         self.positions = None
+        self._measured_ns = until_ns
 
     def receive(self, now_ns: int, age_ns: int, positions: np.ndarray) -> str | None:
         """Takes positions (7,) [rad] in the robot's order. Returns None, or why they are refused.
@@ -53,10 +61,16 @@ class Measured:
         if problem is not None:
             self.refused += 1
             return problem
-        if self.positions is None or now_ns - age_ns > self._measured_ns:
+        if now_ns - age_ns > self._measured_ns:
+            if self.positions is None or np.abs(positions - self._still).max() > _STILL:
+                self._still, self._still_since_ns = positions.copy(), now_ns - age_ns
             self.positions = positions.copy()
             self._measured_ns = now_ns - age_ns
         return None
+
+    def still(self, duration_ns: int) -> bool:
+        """Whether no joint has moved for so long, by the stamps of what is known."""
+        return self.positions is not None and self._measured_ns - self._still_since_ns >= duration_ns
 
     def problem(self, now_ns: int) -> str | None:
         """Why nothing may be done by the positions now; None where they are good."""

@@ -12,7 +12,8 @@ class State(enum.IntEnum):
     """No command leaves the node."""
 
     HOLDING = 1
-    """The arm is brought to rest, and then the last command is repeated: it stays where it is."""
+    """The arm is brought to rest, and then the last command is repeated: it stays where it is. After a pause of the
+    executor nothing is sent until the arm is known to rest."""
 
     EXECUTING = 2
     """An action chunk is being executed."""
@@ -84,6 +85,10 @@ class Reason(str, enum.Enum):
 
     STALE_JOINT_STATE = "stale_joint_state"
     """Joint states have stopped coming, or carry impossible stamps. Ends with a joint state and then a good chunk."""
+
+    AWAITING_REST = "awaiting_rest"
+    """Commands have paused, and by the joint states from after that the arm still moves. Nothing is sent. Ends when it
+    stands still, and then with a good chunk."""
 
 
 class ChunkRefusal(str, enum.Enum):

@@ -429,8 +429,10 @@ class ExecutorNode(Node):
         if self._executor.operator.stopped is None:
             self._executor.stop(self._now())
             self._last_tick = None
-        velocities = None if self._last_tick is None else self._last_tick.velocities
-        return not self._executor.enabled or (velocities is not None and not velocities.any())
+        tick = self._last_tick
+        # A tick without a command leads the arm nowhere.
+        rests = tick is not None and (tick.velocities is None or not tick.velocities.any())
+        return not self._executor.enabled or rests
 
     def destroy_node(self) -> None:
         """Tells the controllers that commands end, and waits until they know."""
@@ -524,7 +526,7 @@ class ExecutorNode(Node):
                 f"{text}; a chunk comes every {interval / 1e9:.2f} s, which is longer than max_chunk_gap "
                 f"{self.parameters.max_chunk_gap:g} s: the arm stops between chunks"
             )
-        if reason in (Reason.STALE_CHUNK, Reason.STALE_JOINT_STATE, Reason.CHUNK_EXHAUSTED):
+        if reason in (Reason.STALE_CHUNK, Reason.STALE_JOINT_STATE, Reason.AWAITING_REST, Reason.CHUNK_EXHAUSTED):
             return WARN, text
         return OK, text
 

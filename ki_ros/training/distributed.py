@@ -54,8 +54,11 @@ class World:
 def world(device: str) -> Iterator[World]:
     """The process group that torchrun describes in the environment, or this process alone.
 
+    A process leaves it when all have come to its end; one that fails leaves at once.
+
     Raises:
         ValueError: a device that cannot be used.
+        RuntimeError: at the end, another process has failed.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if device == "auto":
@@ -76,8 +79,12 @@ def world(device: str) -> Iterator[World]:
         dist.init_process_group("nccl", timeout=TIMEOUT, device_id=chosen)
     else:
         dist.init_process_group("gloo", timeout=TIMEOUT)
+    processes = World(rank, size, chosen)
     try:
-        yield World(rank, size, chosen)
+        yield processes
+        # A process whose connections are closed while it still talks fails, with all its work done. Not where this one
+        # fails: the others wait for it in some collective, and learn of it by its connections, or from torchrun.
+        processes.barrier()
     finally:
         dist.destroy_process_group()
 

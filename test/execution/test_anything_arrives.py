@@ -46,6 +46,8 @@ class AnythingArrives(RuleBasedStateMachine):
         self.epoch_of: dict[int, int] = {}
         self.last_good_chunk = -(10**18)
         self.last_joint_state = -(10**18)
+        self.end_of_pause = -(10**19)
+        self.waiting = False
         self.stream = None
         self.held_for = 0.0
         self.last_tick = None
@@ -177,6 +179,7 @@ class AnythingArrives(RuleBasedStateMachine):
         if by < 0:
             # What came before cannot be told from what comes from the future any more.
             self.last_joint_state = self.last_good_chunk = -(10**18)
+            self.end_of_pause = self.now if self.waiting else -(10**19)
         self.tick()
 
     @rule(by=st.lists(st.floats(-0.5, 0.5), min_size=7, max_size=7))
@@ -197,16 +200,24 @@ class AnythingArrives(RuleBasedStateMachine):
     def tick(self):
         elapsed = 0 if self.last_tick is None else self.now - self.last_tick
         self.last_tick = self.now
+        if elapsed > 5 * self.period and self.executor.enabled:
+            self.end_of_pause = self.now
         tick = self.executor.tick(self.now)
         SEARCHED["ticks"] += 1
         if elapsed > 5 * self.period:
             # The controller has come to rest meanwhile, and what is sent begins there.
             self.new_stream()
+        self.waiting = tick.positions is None and tick.state is State.HOLDING
         if tick.positions is None:
-            assert tick.state is State.DISABLED
-            assert tick.reason is not Reason.NONE
+            if self.waiting:
+                assert tick.reason in (Reason.STALE_JOINT_STATE, Reason.AWAITING_REST, Reason.STOPPED)
+            else:
+                assert tick.state is State.DISABLED
+                assert tick.reason is not Reason.NONE
             self.new_stream()
             return tick
+        # Nothing but a joint state from after a pause tells where the arm is.
+        assert self.last_joint_state > self.end_of_pause
         assert tick.positions.shape == (7,)
         assert np.all(np.isfinite(tick.positions))
         assert np.all(np.isfinite(tick.velocities))

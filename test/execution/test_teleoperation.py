@@ -91,3 +91,17 @@ def test_a_policys_executor_takes_no_commands(make_bench):
     assert "source" in bench.executor.receive_command(bench.now, bench.q, None)
     with pytest.raises(ValueError, match="source is 'joystick'"):
         ExecutorOptions(source="joystick")
+
+
+def test_after_a_pause_the_leader_is_followed_from_rest(bench):
+    q = bench.q.copy()
+    follow(bench, lambda t: q + 0.3 * np.sin(2 * t), 0.5)
+    last = bench.ticks[-1][1].positions
+    bench.now += 200_000_000
+    ticks = [tick for _, tick in follow(bench, lambda t: q + 0.3 * np.sin(2 * t + 1.0), 1.0, rate=200.0)]
+    waited = [tick.positions is None for tick in ticks].index(False)
+    assert waited >= 5
+    assert {tick.reason for tick in ticks[:waited]} == {Reason.STALE_JOINT_STATE, Reason.AWAITING_REST}
+    assert np.array_equal(ticks[waited].positions, last)
+    assert not ticks[waited].velocities.any()
+    assert ticks[-1].state is State.EXECUTING

@@ -98,6 +98,14 @@ def test_each_process_holds_half(tmp_path: Path) -> None:
         assert report["held"] == pytest.approx(report["whole"] / 2, rel=0.01)
 
 
+@pytest.mark.parametrize("fails", ["", "fails"])
+def test_no_process_leaves_before_the_others_are_done_unless_one_fails(tmp_path: Path, fails: str) -> None:
+    worker = Path(__file__).with_name("leaving_worker.py")
+    tiny.run_ranks([sys.executable, str(worker), str(tmp_path), *([fails] if fails else [])])
+    assert (tmp_path / "0").read_text() == ("RuntimeError" if fails else "")
+    assert (tmp_path / "1").read_text() == ("KeyError" if fails else "it is there")
+
+
 def test_killed_process_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     """Under torchrun, which ends the others."""
     file = tiny.write(tmp_path, steps=400, save_every=2, distributed="ddp")
