@@ -54,8 +54,9 @@ class _Captured:
 class GraphEngine(CompiledEngine):
     """One CUDA graph for the whole call, from the upload of its inputs on.
 
-    There is one for each number of views, bucket of prompts, and `How`. All are captured in `prepare`, for views of
-    bytes, up to those that are `expected`; what else comes is captured when it comes, which takes a moment.
+    There is one for each number of views, bucket of prompts, and `How`; without `kernels`, those with guidance have one
+    bucket. All are captured in `prepare`, for views of bytes, up to those that are `expected`; what else comes is
+    captured when it comes, which takes a moment.
 
     Args:
         model, num_steps: see `FusedEngine`; the model is on a CUDA device.
@@ -129,7 +130,10 @@ class GraphEngine(CompiledEngine):
 
     def _get(self, views: int, tokens: int, how: How, pixels: torch.dtype = torch.uint8) -> _Captured:
         """The graph for so many views and tokens, captured if it is not yet."""
-        length = min(tokens + -tokens % BUCKET, self._config.max_token_len)
+        longest = self._config.max_token_len
+        # A backward pass layer by layer costs ten times what the padding does, and its graphs are large.
+        alone = how is How.GUIDED and not self.kernels
+        length = longest if alone else min(tokens + -tokens % BUCKET, longest)
         key = views, length, how, pixels
         if key not in self._captured:
             self._captured[key] = self._capture(*key)
