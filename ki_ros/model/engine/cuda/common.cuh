@@ -48,7 +48,8 @@ __device__ __forceinline__ float gelu(float x, float& slope) {
   return x * s;
 }
 
-// Keys or values of a layer, twice: rows (capacity, KV_HEADS * HEAD_DIM), columns (KV_HEADS * HEAD_DIM, capacity).
+// Keys or values of a layer: rows (capacity, KV_HEADS * HEAD_DIM), columns (KV_HEADS * HEAD_DIM, capacity). Null where
+// nobody reads them.
 struct Tokens {
   bf16* rows;
   bf16* columns;

@@ -70,8 +70,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   add<HiddenAddition, HIDDEN, DOWN_TILES>(hidden, weight, gate, given_gate, free, x, out);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    gate_up(const bf16* x, const bf16* weight, Modulation modulation, bf16* hidden, bf16* both) {
+template <bool KEPT>
+__device__ __forceinline__ void gate(const bf16* x, const bf16* weight, const Modulation& modulation, bf16* hidden,
+                                     bf16* both) {
   auto& shared = *reinterpret_cast<NormedProduct<2 * UP_TILES>*>(memory);
   let_next_begin();
   const Gating<UP_TILES> gating(blockIdx.x);
@@ -82,7 +83,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   shared.rows.normalise(x, modulation, gains);
   wait_for_copies();
   shared.rows.multiply(shared.weights, shared.shares);
-  gating.finish(shared.shares, hidden, both);
+  gating.finish<KEPT>(shared.shares, hidden, both);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    gate_up(const bf16* x, const bf16* weight, Modulation modulation, bf16* hidden) {
+  gate<false>(x, weight, modulation, hidden, nullptr);
+}
+
+// A kernel of its own: a choice at run time would cost registers that there are not.
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    gate_up_kept(const bf16* x, const bf16* weight, Modulation modulation, bf16* hidden, bf16* both) {
+  gate<true>(x, weight, modulation, hidden, both);
 }
 
 // A step of a row of the chunk with the velocity of what came out, unless it is the first; then the row as it goes in. A
@@ -110,11 +122,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // Bytes of shared memory of the kernels that take it dynamically, and how many blocks there are of each.
 extern "C" __device__ const int PROJECT_SHARED = sizeof(NormedProduct<2 * QKV_TILES>);
 extern "C" __device__ const int GATE_UP_SHARED = sizeof(NormedProduct<2 * UP_TILES>);
+extern "C" __device__ const int GATE_UP_KEPT_SHARED = sizeof(NormedProduct<2 * UP_TILES>);
 extern "C" __device__ const int ADD_ATTENDED_SHARED = sizeof(PlainProduct<HEADS * HEAD_DIM, OUT_TILES>);
 extern "C" __device__ const int ADD_HIDDEN_SHARED = sizeof(PlainProduct<HIDDEN, DOWN_TILES>);
 extern "C" __device__ const int ATTEND_SHARED = sizeof(KeysValues) * ATTEND_WARPS;
 extern "C" __device__ const int ATTENDING_WARPS = ATTEND_WARPS;
 extern "C" __device__ const int PROJECT_BLOCKS = Projection<QKV_TILES>::BLOCKS;
 extern "C" __device__ const int GATE_UP_BLOCKS = Gating<UP_TILES>::BLOCKS;
+extern "C" __device__ const int GATE_UP_KEPT_BLOCKS = Gating<UP_TILES>::BLOCKS;
 extern "C" __device__ const int ADD_ATTENDED_BLOCKS = AttendedAddition::BLOCKS;
 extern "C" __device__ const int ADD_HIDDEN_BLOCKS = HiddenAddition::BLOCKS;

@@ -9,8 +9,8 @@
 // on, which is one load of 16 bytes, for two products of 16.
 //
 // The compiler is given: LIVE rows (at most 16), WIDTH, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, ACTIONS.
-// Buffers of rows have 16 of them; what is beyond LIVE is finite and means nothing. What a backward pass needs is kept,
-// see `gradient.cu`.
+// Buffers of rows have 16 of them; what is beyond LIVE is finite and means nothing. What only a backward pass reads (see
+// `gradient.cu`) is written unless its pointer is null.
 
 #pragma once
 
@@ -214,10 +214,14 @@ struct Prefix {
 // Of one token, dimension d of a head and that of the head's second half.
 __device__ __forceinline__ void put(const Tokens& into, int capacity, int token, int head, int d, float a, float b) {
   constexpr int HALF = HEAD_DIM / 2;
-  bf16* p = into.rows + ((long long)token * KV_HEADS + head) * HEAD_DIM + d;
-  p[0] = rounded(a), p[HALF] = rounded(b);
-  p = into.columns + (long long)(head * HEAD_DIM + d) * capacity + token;
-  p[0] = rounded(a), p[(long long)HALF * capacity] = rounded(b);
+  if (into.rows) {
+    bf16* p = into.rows + ((long long)token * KV_HEADS + head) * HEAD_DIM + d;
+    p[0] = rounded(a), p[HALF] = rounded(b);
+  }
+  if (into.columns) {
+    bf16* p = into.columns + (long long)(head * HEAD_DIM + d) * capacity + token;
+    p[0] = rounded(a), p[(long long)HALF * capacity] = rounded(b);
+  }
 }
 
 // Query, key and value: TILES tiles of a head's first half and those of its second that are rotated with them.
@@ -470,7 +474,7 @@ __device__ __forceinline__ void combine_row(Parts& parts, int row, int head, int
     // Zero for a split that is not there.
     const float factor = exp2_fast(largest - most);
     divisor = sum_of_warp(factor * divisor);
-    if (i == 0) divisors[head * ROWS + row] = most + log2f(divisor);
+    if (divisors && i == 0) divisors[head * ROWS + row] = most + log2f(divisor);
     float4 all = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
@@ -577,7 +581,7 @@ using AttendedAddition = Addition<HEADS * HEAD_DIM, OUT_TILES>;
 using HiddenAddition = Addition<HIDDEN, DOWN_TILES>;
 
 // hidden (16, HIDDEN) = gelu(gate) * up, for TILES tiles of columns; weight is (2 * HIDDEN, WIDTH), gate first, and both
-// (16, 2 * HIDDEN).
+// (16, 2 * HIDDEN), which is written where it is KEPT.
 template <int TILES>
 struct Gating {
   static constexpr int BLOCKS = HIDDEN / 8 / TILES;
@@ -591,12 +595,13 @@ struct Gating {
     for (int n = 0; n < 2 * TILES; ++n) weights.copy_tile(n, weight, n / TILES * HIDDEN + column + n % TILES * 8);
   }
 
+  template <bool KEPT>
   __device__ __forceinline__ void finish(const Shares<2 * TILES>& shares, bf16* hidden, bf16* both) const {
     for (int i = threadIdx.x; i < TILES * TILE; i += THREADS) {
       const int tile = i / TILE, place = i % TILE, row = place / 8, c = column + tile * 8 + place % 8;
       const float gate = shares.sum(tile, place), up = shares.sum(TILES + tile, place);
       hidden[row * HIDDEN + c] = rounded(gelu(gate) * up);
-      both[row * 2 * HIDDEN + c] = rounded(gate), both[row * 2 * HIDDEN + HIDDEN + c] = rounded(up);
+      if (KEPT) both[row * 2 * HIDDEN + c] = rounded(gate), both[row * 2 * HIDDEN + HIDDEN + c] = rounded(up);
     }
   }
 };

@@ -19,7 +19,7 @@ from ki_ros.model.engine.modulation import Modulation
 from ki_ros.model.engine.packed import LayerWeights
 from ki_ros.model.model import KIModel
 
-PRODUCTS = "project", "add_attended", "gate_up", "add_hidden"
+PRODUCTS = "project", "add_attended", "gate_up", "gate_up_kept", "add_hidden"
 """Kernels that multiply by weights."""
 
 MOST_SPLITS = 32
@@ -68,8 +68,8 @@ class Buffers:
         splits: groups of keys.
         inputs: what each norm takes in, two of each layer and the last one, (2 * depth + 1, 16, W) bfloat16.
         queries, attended: (depth, 16, N * H) bfloat16.
-        divisors: binary logarithm of what attention was divided by, (depth, N, 16) float32.
-        both: gate and up of the MLPs, (depth, 16, 2 * HIDDEN) bfloat16.
+        divisors: where they are kept, binary logarithm of what attention was divided by, (depth, N, 16) float32.
+        both: where they are kept, gate and up of the MLPs, (depth, 16, 2 * HIDDEN) bfloat16.
         hidden: of one MLP.
         sums, scales: of one layer's splits.
         ends: the projections of actions.
@@ -133,7 +133,9 @@ class ExpertKernels:
         """Takes a chunk in, x (L, D) float32, which all else changes in place; `free` (L,) bool: see `layer`."""
         self._advance(x, 0, free, first=True)
 
-    def layer(self, step: int, layer: int, before: int, count: Tensor, free: Tensor | None = None) -> None:
+    def layer(
+        self, step: int, layer: int, before: int, count: Tensor, free: Tensor | None = None, *, kept: bool
+    ) -> None:
         """One layer of one step.
 
         Args:
@@ -141,9 +143,10 @@ class ExpertKernels:
             before: tokens of the prefix ahead of the prompt.
             count: tokens of the prompt, int64, no dimension.
             free: (L,) bool, false for the rows that are given; None where none is.
+            kept: whether what only a backward pass reads is written.
         """
         modulation, weights, language = self._modulations[step], self._layers[layer], self._config.language
-        buffers, cache = self._buffers, self._memory.cache(layer)
+        buffers, cache = self._buffers, self._memory.cache(layer, kept=kept)
         prefix, splits = self._memory.prefix(before, count), ctypes.c_int(buffers.splits)
         attention, mlp = 2 * layer, 2 * layer + 1
         x, between, after = buffers.inputs[attention : attention + 3]
@@ -157,11 +160,15 @@ class ExpertKernels:
         # The prefix's keys and values may come from another stream.
         phases.multiply("project", x, weights.qkv.weight, norm, prefix, cache, queries, early=step > 0)
         phases.attend(buffers.splits, queries, cache, prefix, splits, *found)
-        found = *found, prefix, splits, attended, buffers.divisors[layer]
+        found = *found, prefix, splits, attended, buffers.divisors[layer] if kept else None
         phases.each_row("combine", *found, heads=language.heads, threads=language.head_dim)
         phases.multiply("add_attended", attended, weights.out.weight, *gates(attention), x, between)
         norm = modulation_argument(modulation, mlp, self._given, free)
-        phases.multiply("gate_up", between, weights.gate_up.weight, norm, buffers.hidden, buffers.both[layer])
+        gate_up = between, weights.gate_up.weight, norm, buffers.hidden
+        if kept:
+            phases.multiply("gate_up_kept", *gate_up, buffers.both[layer])
+        else:
+            phases.multiply("gate_up", *gate_up)
         phases.multiply("add_hidden", buffers.hidden, weights.down.weight, *gates(mlp), between, after)
 
     def advance(self, x: Tensor, step: int, free: Tensor | None = None) -> None:

@@ -72,7 +72,7 @@ class GradientKernels:
         config: not `expert_unsupported`.
         layers: the expert's packed weights, which are copied.
         modulations: of each step.
-        memory, buffers: of the forward pass.
+        memory, buffers: of the forward pass, which has kept what a backward pass reads.
         phases: see `compile_gradient`.
     """
 
@@ -128,7 +128,7 @@ class GradientKernels:
         slopes, queries, attended = self._attended, buffers.queries[layer], buffers.attended[layer]
         phases.multiply("back_through_out", slope, modulation.gates[attention], weights.out, slopes)
         place = self._memory.prefix(before, count), ctypes.c_int(buffers.splits)
-        known = queries, attended, slopes, buffers.divisors[layer], self._memory.cache(layer)
+        known = queries, attended, slopes, buffers.divisors[layer], self._memory.cache(layer, kept=True)
         found = buffers.sums, self._news
         phases.attend(buffers.splits, *known, *place, *found)
         heads = language.heads + 2 * language.kv_heads

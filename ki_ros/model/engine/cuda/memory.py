@@ -32,8 +32,9 @@ class CacheArgument(ctypes.Structure):
 class Memory:
     """The KV cache of one observation, of the prefix and then of the chunk; K key/value heads, H head dimension.
 
-    Keys and values are there twice, since an operand of the tensor cores is one load only where what is summed over
-    lies together: dimensions for scores, tokens for what is attended to, and the other way round in a backward pass.
+    An operand of the tensor cores is one load only where what is summed over lies together: dimensions for scores,
+    tokens for what is attended to, and the other way round in a backward pass. Where one follows, keys and values are
+    there twice.
 
     Args:
         config: of the model.
@@ -62,10 +63,13 @@ class Memory:
             t.contiguous() for t in rotary_embedding(positions[None], language.head_dim)[:, 0, 0]
         )
 
-    def cache(self, layer: int) -> CacheArgument:
-        """Keys and values of a layer."""
-        tensors = (both[kind, layer] for kind in (0, 1) for both in (self.rows, self.columns))
-        return CacheArgument(*(t.data_ptr() for t in tensors), self.capacity)
+    def cache(self, layer: int, *, kept: bool) -> CacheArgument:
+        """Keys and values of a layer, twice where they are `kept` for a backward pass."""
+        key_rows, value_rows = (t.data_ptr() for t in self.rows[:, layer])
+        key_columns, value_columns = (t.data_ptr() for t in self.columns[:, layer])
+        if not kept:
+            key_columns = value_rows = None
+        return CacheArgument(key_rows, key_columns, value_rows, value_columns, self.capacity)
 
     def prefix(self, before: int, count: Tensor) -> PrefixArgument:
         """Of `before` tokens and then `count` (int64, no dimension) of the prompt."""

@@ -125,9 +125,11 @@ extern "C" __global__ void __launch_bounds__(256) gated_gelu(const bf16* gate_up
 
 // Dimension d of 8 tokens.
 __device__ __forceinline__ void put(const Tokens& into, int capacity, int first, int d, const Eight& tokens) {
+  if (into.rows) {
 #pragma unroll
-  for (int j = 0; j < 8; ++j) into.rows[(long long)(first + j) * KV_HEADS * HEAD_DIM + d] = rounded(tokens.v[j]);
-  write(into.columns + (long long)d * capacity + first, tokens);
+    for (int j = 0; j < 8; ++j) into.rows[(long long)(first + j) * KV_HEADS * HEAD_DIM + d] = rounded(tokens.v[j]);
+  }
+  if (into.columns) write(into.columns + (long long)d * capacity + first, tokens);
 }
 
 // Of projected (rows, (heads + 2 KV_HEADS) * HEAD_DIM): rotates queries and keys where they are, and writes keys and

@@ -73,13 +73,14 @@ class PrefixKernels:
         self._positions = (tower.embeddings.position_embedding.weight + embedding.bias).detach()
         self._norm = tower.post_layernorm.weight.detach(), tower.post_layernorm.bias.detach()
 
-    def encode(self, images: Tensor, tokens: Tensor, count: Tensor) -> Iterator[int]:
+    def encode(self, images: Tensor, tokens: Tensor, count: Tensor, *, kept: bool) -> Iterator[int]:
         """Writes keys and values; gives each layer's number as soon as its own are written.
 
         Args:
             images: (V, 3, S, S), see `Observation`.
             tokens: (n,) int64, of which the first `count` count; the keys and values of the others mean nothing.
             count: int64, no dimension.
+            kept: see `Memory.cache`.
         """
         x = torch.cat((self.encode_views(images), self._backbone.language_model.embed(tokens)))
         seen = F.pad((count + len(x) - len(tokens)).to(torch.int32)[None], (1, 0))
@@ -95,7 +96,7 @@ class PrefixKernels:
                 projected,
                 self._memory.cosines,
                 self._memory.sines,
-                self._memory.cache(layer),
+                self._memory.cache(layer, kept=kept),
                 rows,
                 ctypes.c_int(0 if layer == last else language.heads),
                 grid=(-(-len(x) // ROTATED_ROWS), ROTATED_PARTS),

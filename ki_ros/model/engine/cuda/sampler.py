@@ -72,12 +72,12 @@ class KernelSampler:
             x = noise.clone()
             self._expert.begin(x)
             for step in range(self._expert.steps):
-                self._layers(step, before, count)
+                self._layers(step, before, count, kept=False)
                 self._expert.advance(x, step)
             return x
 
         def prefill() -> None:
-            for _ in self._prefix.encode(images, tokens, count):
+            for _ in self._prefix.encode(images, tokens, count, kept=False):
                 pass
 
         return {
@@ -105,7 +105,7 @@ class KernelSampler:
             free: (L,) bool, false for the rows that are given; None where none is.
             guide: what the chunk is drawn to, where no row is given; None for nothing.
         """
-        before = len(images) * self._tokens
+        before, kept = len(images) * self._tokens, guide is not None
 
         def finish(step: int) -> None:
             if guide is None:
@@ -115,20 +115,20 @@ class KernelSampler:
 
         with self._beside():
             self._expert.begin(x, free)
-        for layer in self._prefix.encode(images, tokens, count):
+        for layer in self._prefix.encode(images, tokens, count, kept=kept):
             with self._beside():
-                self._expert.layer(0, layer, before, count, free)
+                self._expert.layer(0, layer, before, count, free, kept=kept)
         if self._side is not None:
             torch.cuda.current_stream().wait_stream(self._side)
         finish(0)
         for step in range(1, self._expert.steps):
-            self._layers(step, before, count, free)
+            self._layers(step, before, count, free, kept=kept)
             finish(step)
         return x
 
-    def _layers(self, step: int, before: int, count: Tensor, free: Tensor | None = None) -> None:
+    def _layers(self, step: int, before: int, count: Tensor, free: Tensor | None = None, *, kept: bool) -> None:
         for layer in range(self._depth):
-            self._expert.layer(step, layer, before, count, free)
+            self._expert.layer(step, layer, before, count, free, kept=kept)
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
