@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import HealthCheck, settings
 # Before torch is imported, here and in every process that a test starts. The models of the tests are too small for a
 # second thread to help, and threads that wait for one another lose all their time on a machine that is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell's job in the background ignores SIGINT, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FULL = os.environ.get("KI_ROS_TEST_FULL", "") not in ("", "0")
 
