@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ki_ros.chunk import ActionChunk, ChunkError, NonFiniteChunkError, target_position
+from ki_ros.execution.beat import Beat, Waypoint
 from ki_ros.execution.guard import Barrier, Guard, Guarded, GuardOptions
 from ki_ros.execution.measured import Measured
 from ki_ros.execution.motion import Motion, Planner
@@ -53,14 +54,16 @@ class ExecutorOptions:
         max_chunk_gap: longest time without a new chunk before the arm is held.
         chunk_gap_intervals: the same in usual intervals between chunks, for policies faster than that; 0 for off.
         max_joint_state_age: age with which a joint state is still believed.
-        max_target_distance: a row that asks for a joint position further than this from the measured one [rad] is
-            refused as not meant.
-        max_start_distance: the same for the row with which motion begins.
-        max_effort: largest measured effort of a joint, as a share of what it can exert; more stops the arm. 0 for off.
+        max_target_distance: a row, or a teleoperator's command, that asks for a joint position further than this from
+            the measured one [rad] is refused as not meant.
+        max_start_distance: the same for that with which motion begins.
+        max_effort: largest measured effort of a joint, as a share of what it can exert; more stops the arm, and joint
+            states without efforts are refused. 0 for off.
         source: whose commands are executed, "policy" or "teleoperation".
         max_command_age: age of a teleoperator's command with which the arm still follows.
         hold_to_run: longest time between two confirmations that the operator holds the button; 0 for no button.
         binarize_gripper: command the gripper open or closed and nothing between.
+        looks_ahead: whether the controller is sent the way to rest behind each command, and goes along it by itself.
         guard: limits of the commands.
     """
 
@@ -79,6 +82,7 @@ class ExecutorOptions:
     source: str = "policy"
     max_command_age: float = 0.2
     binarize_gripper: bool = True
+    looks_ahead: bool = False
     guard: GuardOptions = field(default_factory=GuardOptions)
 
     def __post_init__(self) -> None:
@@ -161,6 +165,7 @@ class Executor:
         self.robot = robot
         self.options = o = options or ExecutorOptions()
         self.guard = Guard(robot, o.guard, 1.0 / o.command_rate, barriers)
+        self._beat = Beat(self.guard) if o.looks_ahead else None
         self._planner = Planner(robot, self.guard.limits, o.guard.velocity_scale)
         self.operator = Operator(_ns(o.hold_to_run) if o.hold_to_run > 0 else None)
         self.watchdog = ChunkWatchdog(_ns(o.max_chunk_gap), o.chunk_gap_intervals)
@@ -172,7 +177,9 @@ class Executor:
         """How often the arm came to be held or disabled, by the reason's value."""
         self.clock_jumps = 0
         self._teleoperation = (
-            Teleoperation(_ns(o.max_command_age), o.max_start_distance) if o.source == "teleoperation" else None
+            Teleoperation(_ns(o.max_command_age), o.max_start_distance, o.max_target_distance)
+            if o.source == "teleoperation"
+            else None
         )
         self.measured = Measured(robot, _ns(o.max_joint_state_age), _ns(MAX_FUTURE))
         self._schedule = schedule or make_schedule(
@@ -193,8 +200,11 @@ class Executor:
         self._blind_ns: int | None = None
         self._rests_since_ns: int | None = None
         self._awaiting_rest = False
+        self._from_rest: tuple[ActionChunk, int] | None = None
         self._shifted = (0, 0)
         self._sent = np.zeros(NUM_JOINTS)
+        self._before = self.guard.saved(), self._sent
+        self._dt = 0.0
         self._gripper: float | None = None
         self._step: Step | None = None
         self._motion: Motion | None = None
@@ -215,7 +225,8 @@ class Executor:
     def enable(self, now_ns: int) -> str | None:
         """Begins to send commands, the first of which is where the arm is measured to be: enabling moves nothing.
 
-        An arm outside of its limits less the guard's margin is held exactly there, and can only be moved inwards.
+        An arm outside of its limits less the guard's margin is held exactly there, and can only be moved inwards. What
+        was observed before is not followed: somebody may have moved the arm by hand since.
         Enabling what is enabled changes nothing.
 
         Returns None, or why it is refused; nothing has changed then.
@@ -230,9 +241,8 @@ class Executor:
             return problem
         self._enabled = True
         self._enable_pending = False
-        self._rests_since_ns = now_ns
-        self._sent = self.measured.positions.copy()
-        self.guard.reset(self._sent)
+        self._rests_since_ns, self._blind_ns = now_ns, now_ns - 1
+        self._begin_at(self.measured.positions.copy())
         self._gripper = None
         self._fault = None
         self._forget_chunks()
@@ -287,6 +297,11 @@ class Executor:
         Returns None, or why they are refused. Positions older than those that are here already are ignored.
         """
         self._enter(now_ns)
+        if self.options.max_effort > 0 and efforts is None:
+            return self.measured.refuse(
+                f"joint state: it has no efforts, and max_effort is {self.options.max_effort:g}; have the driver "
+                "publish them, or set max_effort to 0 (no contact is noticed then)"
+            )
         problem = self.measured.receive(now_ns, age_ns, positions)
         if problem is None and efforts is not None and self._is_contact(efforts):
             self.stop(now_ns, Reason.CONTACT)
@@ -301,15 +316,24 @@ class Executor:
             self._observed_ns = now_ns - age_ns
             self._fault = None
             self.watchdog.feed(now_ns)
-            self._schedule.offer(chunk, self._meant_from(now_ns, now_ns - age_ns, chunk.observation_sequence))
+            self._offer(chunk, now_ns - age_ns)
         return refusal
 
-    def _meant_from(self, now_ns: int, observed_ns: int, sequence: int) -> int:
-        """When a chunk's row 0 is to be executed: when it was observed, or now where the arm has been at rest since."""
-        if self._rests_since_ns is None or observed_ns < self._rests_since_ns:
-            return observed_ns
-        self._shifted = (sequence, max(0, now_ns - observed_ns))
-        return max(now_ns, observed_ns)
+    def _offer(self, chunk: ActionChunk, observed_ns: int) -> None:
+        """Row 0 is meant for when it was observed; for the tick that begins it where the arm has been at rest since."""
+        if self._rests_since_ns is not None and observed_ns >= self._rests_since_ns:
+            self._from_rest = chunk, observed_ns
+        else:
+            self._from_rest = None
+            self._schedule.offer(chunk, observed_ns)
+
+    def _offer_from_rest(self, due_ns: int) -> None:
+        if self._from_rest is None:
+            return
+        (chunk, observed_ns), self._from_rest = self._from_rest, None
+        meant_ns = max(due_ns, observed_ns)
+        self._shifted = (chunk.observation_sequence, meant_ns - observed_ns)
+        self._schedule.offer(chunk, meant_ns)
 
     def receive_invalid_chunk(self, now_ns: int, epoch: int, error: ChunkError) -> ChunkRefusal:
         """Takes notice of a message that could not be made into a chunk: the policy is broken, and the arm is held.
@@ -328,7 +352,7 @@ class Executor:
         self.chunks[refusal.value] += 1
         return refusal
 
-    def receive_command(self, now_ns: int, positions: np.ndarray, closedness: float | None) -> str | None:
+    def receive_command(self, now_ns: int, age_ns: int, positions: np.ndarray, closedness: float | None) -> str | None:
         """Takes a teleoperator's command: joint positions (7,) [rad] and the gripper's closedness, None for no change.
 
         Returns None, or why it is refused: a value that is not finite also holds the arm.
@@ -336,7 +360,12 @@ class Executor:
         self._enter(now_ns)
         if self._teleoperation is None:
             return "teleoperation: the executor's source is the policy"
-        return self._teleoperation.receive(now_ns, positions, closedness)
+        if age_ns < -_ns(MAX_FUTURE):
+            return f"teleoperation: stamped {-age_ns / NANOSECONDS:.3f} s in the future"
+        most = self.options.max_command_age
+        if age_ns > _ns(most):
+            return f"teleoperation: the command is {age_ns / NANOSECONDS:.3f} s old; max_command_age is {most:g} s"
+        return self._teleoperation.receive(now_ns - max(age_ns, 0), positions, closedness)
 
     def receive_observation_status(self, now_ns: int, age_ns: int, complete: bool) -> None:
         """Takes notice of whether there was an observation `age_ns` ago. Without one the policy is blind: it holds.
@@ -346,7 +375,7 @@ class Executor:
         self._enter(now_ns)
         if complete or age_ns > _ns(self.options.max_chunk_age):
             return
-        self._blind_ns = now_ns - age_ns
+        self._blind_ns = now_ns - max(age_ns, 0)
         if self.watchdog.fed:
             self._fail(Reason.OBSERVATION_REFUSED)
 
@@ -362,9 +391,14 @@ class Executor:
         if self._enable_pending:
             self.enable(now_ns)
         if self._awaiting_rest and self.measured.problem(now_ns) is None and self.measured.still(_ns(_REST)):
-            self._start_from_rest()
+            self._start_from_rest(now_ns)
+        self._before, self._dt = (self.guard.saved(), self._sent), dt
+        step, passed = dt, 0.0
+        if self._beat is not None and self._enabled and not self._awaiting_rest:
+            step = self._beat.turn(dt)
+            passed = self._beat.end + step
         # The guard is a period behind what it is told, so that is asked for when it will be due.
-        due_ns = now_ns + _ns(self.guard.ahead(dt))
+        due_ns = now_ns + _ns(passed + self.guard.ahead(step))
         reason = self._reason_to_hold(now_ns, due_ns) if self._enabled else Reason.NONE
         if not self._enabled:
             return self._decided(Tick(State.DISABLED, self.operator.stopped or self._disabled_because, self._epoch))
@@ -373,7 +407,7 @@ class Executor:
         if reason is Reason.NONE:
             self._wanted = self._ask(due_ns)
             standing = self._motion.standing if self._motion is not None else None
-            guarded = self.guard.follow(self._wanted, self.measured.positions, dt, standing)
+            guarded = self.guard.follow(self._wanted, self.measured.positions, step, standing)
             if guarded.refused:
                 reason = Reason.GUARD_REFUSAL
                 self._fail(reason)
@@ -381,7 +415,9 @@ class Executor:
             self._motion = self._step = None
             if self._teleoperation is not None:
                 self._teleoperation.release()
-            guarded = self.guard.stop(dt)
+            guarded = self.guard.stop(step)
+        if self._beat is not None:
+            self._beat.led(step, guarded)
         self._sent = guarded.positions
         if reason is Reason.NONE or guarded.velocities.any():
             self._rests_since_ns = None
@@ -389,24 +425,53 @@ class Executor:
             self._rests_since_ns = now_ns
         return self._decided(self._tick(reason, guarded))
 
+    def to_send(self, now_ns: int) -> tuple[Waypoint, ...] | None:
+        """To be asked right before the last tick's command is sent: the process may have been held up since.
+
+        Returns the way to the command, for a controller that looks ahead; nothing of it for others. None where too much
+        time has passed: the command is not to be sent then, and counts as never decided.
+        """
+        self._enter(now_ns)
+        # None where the clock has been set back just now.
+        late = 0.0 if self._tick_ns is None else (now_ns - self._tick_ns) / NANOSECONDS
+        paused = self._dt + late > _PAUSE_PERIODS * self.guard.period
+        way = () if self._beat is None else self._beat.waypoints(late)
+        if way is not None and not paused:
+            return way
+        saved, self._sent = self._before
+        self.guard.restore(saved)
+        if self._beat is not None:
+            self._beat.not_sent()
+        if paused:
+            self._await_rest(now_ns)
+        return None
+
     def _await_rest(self, now_ns: int) -> None:
         """After a pause that ends now: of the arm nothing is known until a joint state comes that is newer."""
         self._awaiting_rest = True
         self._rests_since_ns = None
         self.measured.forget(now_ns)
 
-    def _start_from_rest(self) -> None:
+    def _start_from_rest(self, now_ns: int) -> None:
         """Begins where the arm has come to rest, all joints alike: at the last command, or where a controller that
         looks further ahead has led it from there. That, and not where it is measured, is what its controller holds: a
-        command beside it would be a step. Nothing from before is followed, so that the first command is there."""
+        command beside it would be a step. Nothing from before is followed, so that the first command is there, nor what
+        was observed before."""
         rest, measured = self.guard.to_rest()[1][-1], self.measured.positions
         if np.linalg.norm(measured - rest) < np.linalg.norm(measured - self._sent):
             self._sent = rest
-        self.guard.reset(self._sent)
+        self._begin_at(self._sent)
         self._awaiting_rest = False
+        self._blind_ns = now_ns - 1
         self._forget_chunks()
         if self._teleoperation is not None:
             self._teleoperation.forget()
+
+    def _begin_at(self, positions: np.ndarray) -> None:
+        self._sent = positions
+        self.guard.reset(positions)
+        if self._beat is not None:
+            self._beat.restart()
 
     def _ask(self, due_ns: int) -> np.ndarray:
         if self._teleoperation is None:
@@ -458,6 +523,7 @@ class Executor:
         if not self.watchdog.alive(now_ns):
             self._fail(Reason.STALE_CHUNK)
             return Reason.STALE_CHUNK
+        self._offer_from_rest(due_ns)
         step = self._schedule.advance(due_ns)
         if step is None:
             return Reason.STALE_CHUNK if self._schedule.expired else Reason.CHUNK_EXHAUSTED
@@ -506,10 +572,12 @@ class Executor:
             self._rests_since_ns = None
             self._tick_ns = None
             self._forget_chunks()
+            self.watchdog.forget_time()
         self._now_ns = now_ns
 
     def _forget_chunks(self) -> None:
         self._schedule.clear()
+        self._from_rest = None
         self.watchdog.restart()
         self._step = None
         self._motion = None

@@ -29,12 +29,14 @@ class Measured:
     Attributes:
         positions: (7,) float64 [rad]; None before the first and after `forget`.
         refused: how many were refused.
+        refusal: why the newest was refused; empty where it was not.
     """
 
     def __init__(self, robot: Robot, max_age_ns: int, max_future_ns: int) -> None:
         self._robot, self._max_age_ns, self._max_future_ns = robot, max_age_ns, max_future_ns
         self.positions: np.ndarray | None = None
         self.refused = 0
+        self.refusal = ""
         self._measured_ns: float = -math.inf
         self._still = np.zeros(NUM_JOINTS)
         self._still_since_ns: float = -math.inf
@@ -59,14 +61,20 @@ class Measured:
         elif age_ns < -self._max_future_ns:
             problem = f"joint state: stamped {-age_ns / 1e9:.3f} s in the future"
         if problem is not None:
-            self.refused += 1
-            return problem
+            return self.refuse(problem)
+        self.refusal = ""
         if now_ns - age_ns > self._measured_ns:
             if self.positions is None or np.abs(positions - self._still).max() > _STILL:
                 self._still, self._still_since_ns = positions.copy(), now_ns - age_ns
             self.positions = positions.copy()
             self._measured_ns = now_ns - age_ns
         return None
+
+    def refuse(self, problem: str) -> str:
+        """Takes notice of a joint state that is of no use, and why."""
+        self.refused += 1
+        self.refusal = problem
+        return problem
 
     def still(self, duration_ns: int) -> bool:
         """Whether no joint has moved for so long, by the stamps of what is known."""
@@ -75,6 +83,8 @@ class Measured:
     def problem(self, now_ns: int) -> str | None:
         """Why nothing may be done by the positions now; None where they are good."""
         if self.positions is None:
+            if self.refusal:
+                return f"no joint state of the {self._robot.name} can be used: {self.refusal}"
             return f"no joint state of the {self._robot.name} has come ({self._robot.joint_names[0]}, ...)"
         age_ns = now_ns - self._measured_ns
         if age_ns > self._max_age_ns:

@@ -26,22 +26,24 @@ _NANOSECONDS = 1_000_000_000
 class Teleoperation:
     """Follows the newest command on a smooth path, one and a half times the usual interval behind it.
 
-    A leader that is far from the arm does not move it: following begins when they are close together, and begins again
-    after commands have stopped coming. Times are nanoseconds of the caller's clock.
+    A leader that is far from the arm does not move it: following begins when they are close together, ends when they
+    are apart by more than a command can mean, and begins again after that or after commands have stopped coming. Times
+    are nanoseconds of the caller's clock.
 
     Args:
         max_age_ns: age of the newest command with which the arm still follows.
         max_start_distance: largest distance of a joint between command and measured position to begin with [rad].
+        max_distance: the same to go on with.
     """
 
-    def __init__(self, max_age_ns: int, max_start_distance: float) -> None:
-        self._max_age_ns, self._max_start_distance = max_age_ns, max_start_distance
+    def __init__(self, max_age_ns: int, max_start_distance: float, max_distance: float) -> None:
+        self._max_age_ns, self._max_start_distance, self._max_distance = max_age_ns, max_start_distance, max_distance
         self.forget()
 
     def forget(self) -> None:
         """No command has come."""
         self._command: np.ndarray | None = None
-        self._came_ns = 0
+        self._given_ns = 0
         self._intervals: deque[int] = deque(maxlen=_REMEMBERED)
         self._pace = np.zeros(NUM_JOINTS)
         self._new = False
@@ -52,10 +54,12 @@ class Teleoperation:
         """The arm follows no more; it may begin to again."""
         self._path: Path | None = None
 
-    def receive(self, now_ns: int, positions: np.ndarray, closedness: float | None) -> str | None:
-        """Takes wanted joint positions (7,) [rad] and the gripper's closedness. Returns None, or why they are refused.
+    def receive(self, given_ns: int, positions: np.ndarray, closedness: float | None) -> str | None:
+        """Takes wanted joint positions (7,) [rad] and the gripper's closedness, given at a time.
 
-        None for the gripper leaves it as it is.
+        None for the gripper leaves it as it is. What was given before the newest command is ignored.
+
+        Returns None, or why they are refused.
         """
         positions = np.asarray(positions, dtype=np.float64)
         if positions.shape != (NUM_JOINTS,):
@@ -65,22 +69,25 @@ class Teleoperation:
             self._command = None
             return "teleoperation: a position that is not finite; the arm is held"
         if self._command is not None:
-            interval_ns = min(max(now_ns - self._came_ns, _SHORTEST_NS), _LONGEST_NS)
+            if given_ns <= self._given_ns:
+                return None
+            interval_ns = min(max(given_ns - self._given_ns, _SHORTEST_NS), _LONGEST_NS)
             self._intervals.append(interval_ns)
             self._pace = (positions - self._command) / (interval_ns / _NANOSECONDS)
-        self._command, self._came_ns, self._new = positions.copy(), now_ns, True
+        self._command, self._given_ns, self._new = positions.copy(), given_ns, True
         if closedness is not None:
             self.gripper = gripper_angle(min(max(closedness, 0.0), 1.0))
         return None
 
     def reason_to_hold(self, now_ns: int, measured: np.ndarray) -> Reason:
         """Why the arm must not follow now; `NONE` where it may."""
+        furthest = self._max_start_distance if self._path is None else self._max_distance
         if self._command is None:
             reason = Reason.WAITING_FOR_COMMAND
-        elif now_ns - self._came_ns > self._max_age_ns:
+        elif now_ns - self._given_ns > self._max_age_ns:
             reason = Reason.STALE_COMMAND
         # Written so that what is not finite is far away.
-        elif self._path is None and not np.abs(self._command - measured).max() <= self._max_start_distance:
+        elif not np.abs(self._command - measured).max() <= furthest:
             reason = Reason.START_POSE
         else:
             return Reason.NONE

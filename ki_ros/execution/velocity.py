@@ -9,8 +9,11 @@ from ki_ros.rig import Robot
 CORRECTION_TIME = 0.2
 """Time in which a joint comes back to its command [s]: several times longer than a joint state is old."""
 
-CORRECTION_SHARE = 0.1
-"""Share of a joint's velocity limit that coming back may take: a command hardly gets faster by it."""
+CORRECTION_SHARE = 0.3
+"""Share of a joint's velocity that coming back may take: where the arm brakes, its acceleration is so much greater."""
+
+_GROWTH = 0.1
+"""Share of a joint's acceleration limit with which a correction may grow: what the guard leaves of it by default."""
 
 
 class VelocityAdapter:
@@ -21,15 +24,18 @@ class VelocityAdapter:
     between the two would be travelled again with every step, and grow. So every velocity that moves a joint also
     brings it back to where it was commanded to be by now.
 
-    At zero velocity nothing is corrected: an arm that is held stands still.
+    The slower a joint, the less is corrected, so that no velocity makes a step. At zero velocity nothing is: an arm
+    that is held stands still.
 
     Args:
-        robot: whose velocity limits hold.
+        robot: whose limits hold.
+        period: from one command to the next [s].
     """
 
-    def __init__(self, robot: Robot) -> None:
+    def __init__(self, robot: Robot, period: float) -> None:
         self._robot = robot
-        self._highest = CORRECTION_SHARE * robot.velocity
+        self._growth = _GROWTH * robot.acceleration * period
+        self._correction = np.zeros_like(robot.velocity)
         self._due: np.ndarray | None = None
 
     def velocities(self, positions: np.ndarray, velocities: np.ndarray, measured: np.ndarray | None) -> np.ndarray:
@@ -42,7 +48,10 @@ class VelocityAdapter:
         """
         due, self._due = self._due, positions
         if not velocities.any() or due is None or measured is None:
+            self._correction = np.zeros_like(velocities)
             return velocities
-        correction = np.clip((due - measured) / CORRECTION_TIME, -self._highest, self._highest)
+        highest, before = CORRECTION_SHARE * np.abs(velocities), self._correction
+        wanted = np.clip((due - measured) / CORRECTION_TIME, before - self._growth, before + self._growth)
+        self._correction = correction = np.clip(wanted, -highest, highest)
         slowest, fastest = self._robot.velocity_limits(positions)
         return np.clip(velocities + correction, np.minimum(slowest, velocities), np.maximum(fastest, velocities))

@@ -28,11 +28,12 @@ class ChunkWatchdog:
         self._factor = factor
         self._intervals: deque[int] = deque(maxlen=_INTERVALS)
         self._last_ns: int | None = None
+        self._fed = False
 
     @property
     def fed(self) -> bool:
         """Whether a chunk has come since the last `restart`."""
-        return self._last_ns is not None
+        return self._fed
 
     @property
     def gap_ns(self) -> int:
@@ -53,12 +54,16 @@ class ChunkWatchdog:
             # Outages count too, as one interval each: a policy that has become slower must be able to say so. The cap
             # holds whatever the median is.
             self._intervals.append(now_ns - self._last_ns)
-        self._last_ns = now_ns
+        self._last_ns, self._fed = now_ns, True
 
     def restart(self) -> None:
-        """Waits for the first chunk again. What is known of the usual interval stays."""
-        self._last_ns = None
+        """Waits for the first chunk again. What is known of the usual interval stays, and the wait counts as one."""
+        self._fed = False
+
+    def forget_time(self) -> None:
+        """As `restart`, where the clock has been set: no interval is known of the wait."""
+        self._last_ns, self._fed = None, False
 
     def alive(self, now_ns: int) -> bool:
         """Whether a chunk has come recently enough."""
-        return self._last_ns is not None and now_ns - self._last_ns <= self.gap_ns
+        return self._fed and now_ns - self._last_ns <= self.gap_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from ki_ros.nodes import topics
 
 PERIOD = 0.1
 """Time between two looks at the graph while commands are sent [s]."""
+
+LISTENERS = re.compile(r"recorder|rosbag2_recorder|_ros2cli.*|foxglove_bridge|rqt.*|rviz.*|plotjuggler.*")
+"""Names of nodes that take the arm's commands and do nothing to it: recorders, and who looks."""
 
 LOOK_SECONDS = 5.0
 """How long after its start a node may not know of all others: Fast DDS repeats what was lost of discovery after 3 s."""
@@ -43,7 +47,8 @@ class Company:
     company, or without a controller, the executor is not enabled; and if it is when that happens, the arm is brought to
     rest as by the operator's stop, and then nothing is sent any more.
 
-    What counts is that there is another publisher, not that it sends: the first message would come too late. And as two
+    What counts is that there is another publisher, not that it sends: the first message would come too late. Of those
+    who take commands, `LISTENERS` are no controllers; whoever else is there counts as one. And as two
     nodes may not know of each other at first, nothing is enabled by hand in the first `LOOK_SECONDS` of a node.
 
     Args:
@@ -101,9 +106,19 @@ class Company:
                 f"{', '.join(others)} would move the arm too (on {self._topic}, or as another executor); "
                 "end all but one, and let that one have the arm"
             )
-        if self._node.count_subscribers(self._topic) == 0:
-            return Reason.NO_CONTROLLER, f"nobody takes the arm's commands on {self._topic}; start its controller"
+        takers = self.takers()
+        if not takers:
+            listening = self._node.count_subscribers(self._topic)
+            but = f" but {listening} that only listen" if listening else ""
+            return Reason.NO_CONTROLLER, f"nobody takes the arm's commands on {self._topic}{but}; start its controller"
         return None
+
+    def takers(self) -> list[str]:
+        """Names of the nodes that take the arm's commands, but for those that only listen."""
+        if self._node.count_subscribers(self._topic) == 0:
+            return []
+        found = self._node.get_subscriptions_info_by_topic(self._topic)
+        return [info.node_name for info in found if LISTENERS.fullmatch(info.node_name) is None]
 
     def objection(self) -> str | None:
         """Why it must not be enabled now, and the remedy; None where it may."""

@@ -1,11 +1,12 @@
 """Who takes the arm's commands: adapters that turn a tick into a controller's message (docs/controllers.md).
 
-Each is called with every tick that has a command, and its `stop` when commands end: a controller that would go on
-moving the arm by what it was sent last is told otherwise there.
+Each is called with every tick that has a command which may be sent, and its `stop` when commands end: a controller that
+would go on moving the arm by what it was sent last is told otherwise there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rclpy.duration import Duration
@@ -16,6 +17,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from ki_ros import rig
 from ki_ros.execution import executor as execution
 from ki_ros.execution.adapter import TrajectoryAdapter
+from ki_ros.execution.beat import Waypoint
 from ki_ros.execution.velocity import VelocityAdapter
 from ki_ros.nodes import topics
 from ki_ros.nodes.arrays import doubles
@@ -32,16 +34,15 @@ _FLUSH_SECONDS = 0.2
 class Arm:
     """A publisher of one kind of message on one topic."""
 
+    looks_ahead = False
+    """Whether the controller is sent the way to rest behind each command, and goes along it by itself."""
+
     def __init__(self, node: ExecutorNode, kind: type, topic: str) -> None:
         self.topic = topic
         self._publisher = node.create_publisher(kind, topic, topics.COMMAND_QOS)
 
-    @property
-    def subscribers(self) -> int:
-        return self._publisher.get_subscription_count()
-
-    def __call__(self, tick: execution.Tick) -> None:
-        """Sends the tick's command."""
+    def __call__(self, tick: execution.Tick, way: Sequence[Waypoint] = ()) -> None:
+        """Sends the tick's command; `way` leads to it, where the controller looks ahead."""
         raise NotImplementedError
 
     def stop(self) -> None:
@@ -61,28 +62,34 @@ class ForwardArm(Arm):
     def __init__(self, node: ExecutorNode, _executor: execution.Executor) -> None:
         super().__init__(node, Float64MultiArray, node.parameters.arm_command_topic)
 
-    def __call__(self, tick: execution.Tick) -> None:
+    def __call__(self, tick: execution.Tick, _way: Sequence[Waypoint] = ()) -> None:
         self._publisher.publish(Float64MultiArray(data=doubles(tick.positions)))
 
 
 class TrajectoryArm(Arm):
     """Short trajectories for a joint_trajectory_controller."""
 
+    looks_ahead = True
+
     def __init__(self, node: ExecutorNode, executor: execution.Executor) -> None:
         super().__init__(node, JointTrajectory, node.parameters.trajectory_topic)
         self._names = list(executor.robot.joint_names)
-        self._adapter = TrajectoryAdapter(executor.guard)
+        self._clock = node.get_clock()
+        self._stamped = node.parameters.trajectory_stamps
+        self._adapter = TrajectoryAdapter(executor.guard, stamped=self._stamped)
 
-    def __call__(self, _tick: execution.Tick) -> None:
-        # The stamp stays zero: the trajectory begins on reception, whatever the controller's clock shows.
+    def __call__(self, _tick: execution.Tick, way: Sequence[Waypoint]) -> None:
         message = JointTrajectory(joint_names=self._names)
+        # With a stamp of zero the trajectory begins on reception.
+        if self._stamped:
+            message.header.stamp = self._clock.now().to_msg()
         message.points = [
             JointTrajectoryPoint(
                 positions=doubles(point.positions),
                 velocities=doubles(point.velocities),
-                time_from_start=Duration(seconds=point.time_from_start).to_msg(),
+                time_from_start=Duration(seconds=point.time).to_msg(),
             )
-            for point in self._adapter.points()
+            for point in self._adapter.points(way)
         ]
         self._publisher.publish(message)
 
@@ -97,10 +104,10 @@ class VelocityArm(Arm):
     def __init__(self, node: ExecutorNode, executor: execution.Executor) -> None:
         super().__init__(node, Float64MultiArray, node.parameters.velocity_command_topic)
         self._measured = executor.measured
-        self._adapter = VelocityAdapter(executor.robot)
+        self._adapter = VelocityAdapter(executor.robot, executor.guard.period)
         self._sending = False
 
-    def __call__(self, tick: execution.Tick) -> None:
+    def __call__(self, tick: execution.Tick, _way: Sequence[Waypoint] = ()) -> None:
         velocities = self._adapter.velocities(tick.positions, tick.velocities, self._measured.positions)
         self._sending = True
         self._publisher.publish(Float64MultiArray(data=doubles(velocities)))
@@ -124,7 +131,7 @@ class ImpedanceArm(Arm):
         self._clock = node.get_clock()
         self._last: JointState | None = None
 
-    def __call__(self, tick: execution.Tick) -> None:
+    def __call__(self, tick: execution.Tick, _way: Sequence[Waypoint] = ()) -> None:
         message = JointState(name=self._names, position=doubles(tick.positions), velocity=doubles(tick.velocities))
         message.header.stamp = self._clock.now().to_msg()
         self._publisher.publish(message)

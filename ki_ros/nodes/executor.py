@@ -32,7 +32,7 @@ from ki_ros.nodes import stamps, topics
 from ki_ros.nodes.company import LOOK_SECONDS, Company, SoleExecutor
 from ki_ros.nodes.controllers import ARMS, GRIPPERS
 from ki_ros.nodes.diagnostics import ERROR, OK, WARN, Diagnostics, Report
-from ki_ros.nodes.operator import OperatorInputs
+from ki_ros.nodes.operator import NO_SPEED, OperatorInputs
 from ki_ros.nodes.parameters import ParameterError, declare, parameter
 from ki_ros.nodes.polling import subscribe_polled, take_waiting
 from ki_ros.nodes.priority import make_real_time
@@ -87,11 +87,12 @@ class Parameters:
     )
     max_joint_state_age: float = parameter(0.1, "Age with which a joint state is believed [s]", low=0.005, high=1.0)
     max_target_distance: float = parameter(
-        0.6, "A row whose target is further than this from the measured position is refused [rad]", low=0.01, high=7.0
+        0.6,
+        "A row, or a leader's command, that is further than this from the measured position is refused [rad]",
+        low=0.01,
+        high=7.0,
     )
-    max_start_distance: float = parameter(
-        0.3, "The same for the row with which motion begins [rad]", low=0.01, high=7.0
-    )
+    max_start_distance: float = parameter(0.3, "The same for that with which motion begins [rad]", low=0.01, high=7.0)
     source: str = parameter("policy", "Whose commands the arm follows", choices=execution.SOURCES)
     teleoperation_topic: str = parameter(
         "/teleoperation/joint_command", "teleoperation: topic of the leader's joint positions and knuckle angle [rad]"
@@ -101,7 +102,8 @@ class Parameters:
     )
     max_effort: float = parameter(
         0.0,
-        "Measured effort at which the arm is stopped, as a share of what a joint can exert; 0: off",
+        "Measured effort at which the arm is stopped, as a share of what a joint can exert; 0: off, else joint states "
+        "must have efforts",
         low=0.0,
         high=1.0,
     )
@@ -113,7 +115,7 @@ class Parameters:
     )
     speed_scale: float = parameter(
         1.0,
-        "Share of the distance to each target that is gone in its time; may be set while the node runs",
+        "Of a policy: share of the distance to each target that is gone in its time; may be set while the node runs",
         low=0.0,
         high=1.0,
         read_only=False,
@@ -147,6 +149,11 @@ class Parameters:
     )
     trajectory_topic: str = parameter(
         "/joint_trajectory_controller/joint_trajectory", "joint_trajectory: topic of the trajectories"
+    )
+    trajectory_stamps: bool = parameter(
+        True,
+        "joint_trajectory: trajectories say when they begin, so that no delay on their way disturbs the motion; false "
+        "where the controller's clock is more than a few milliseconds off",
     )
     target_joint_topic: str = parameter(
         "/target_joint", "joint_impedance: topic of joint positions [rad] and velocities [rad/s]"
@@ -186,6 +193,7 @@ class Parameters:
             source=self.source,
             max_command_age=self.max_command_age,
             binarize_gripper=self.binarize_gripper,
+            looks_ahead=ARMS[self.controller].looks_ahead,
             guard=GuardOptions(
                 velocity_scale=self.velocity_scale,
                 acceleration_scale=self.acceleration_scale,
@@ -228,6 +236,8 @@ class ExecutorNode(Node):
             barriers = p.barriers()
         except ValueError as error:
             raise ParameterError(f"node {self.get_name()!r}: {error}") from error
+        if p.source == "teleoperation" and p.speed_scale != 1.0:
+            raise ParameterError(f"node {self.get_name()!r}: speed_scale is {p.speed_scale:g}; {NO_SPEED}")
         self._executor = SoleExecutor(self.robot, p.options(), barriers=barriers)
         self._executor.operator.speed = p.speed_scale
         self._silence = ObservationSilence(self._executor)
@@ -293,32 +303,40 @@ class ExecutorNode(Node):
     # Inputs
 
     def _poll_joint_state(self) -> None:
-        """Gives the newest of the joint states that have come to the executor; only that one is decoded.
+        """Gives the newest of the joint states that have come to the executor; only that one is decoded, unless there
+        is a limit of efforts, of which each counts.
 
         The states are fetched when they are needed rather than delivered as they come, because waking up for each of a
         driver's thousand a second would take most of a core.
         """
         waiting = [raw for raw, _ in take_waiting(self._joint_states, JointState)]
-        while waiting:
-            state = deserialize_message(waiting.pop(), JointState)
-            index = {name: i for i, name in enumerate(state.name)}
-            if not all(name in index for name in self._joint_names):
-                self._foreign[", ".join(state.name) or "no names"] += 1
-                continue
-            if len(state.position) != len(state.name):
-                self._executor.measured.refused += 1
-                self._last_refusal = f"joint state: {len(state.position)} positions for {len(state.name)} names"
-                continue
+        if self.parameters.max_effort > 0:
+            for raw in waiting:
+                self._give_joint_state(raw)
+        else:
+            any(self._give_joint_state(raw) for raw in reversed(waiting))
+
+    def _give_joint_state(self, raw: bytes) -> bool:
+        """Whether it is one of the arm's."""
+        state = deserialize_message(raw, JointState)
+        index = {name: i for i, name in enumerate(state.name)}
+        if not all(name in index for name in self._joint_names):
+            self._foreign[", ".join(state.name) or "no names"] += 1
+            return False
+        if len(state.position) == len(state.name):
             positions = np.array([state.position[index[name]] for name in self._joint_names])
             efforts = None
             if len(state.effort) == len(state.name):
                 efforts = np.array([state.effort[index[name]] for name in self._joint_names])
             age = self._age(stamps.from_message(state.header.stamp))
             problem = self._executor.receive_joint_state(self._now(), age, positions, efforts)
-            if problem is not None:
-                self._last_refusal = problem
-                self.get_logger().warning(problem, throttle_duration_sec=1.0)
-            return
+        else:
+            problem = f"joint state: {len(state.position)} positions for {len(state.name)} names"
+            self._executor.measured.refuse(problem)
+        if problem is not None:
+            self._last_refusal = problem
+            self.get_logger().warning(problem, throttle_duration_sec=1.0)
+        return True
 
     def _on_chunk(self, message: msg.ActionChunk) -> None:
         stamp = stamps.from_message(message.header.stamp)
@@ -365,7 +383,10 @@ class ExecutorNode(Node):
             knuckle = message.position[index[rig.GRIPPER_JOINT]] if rig.GRIPPER_JOINT in index else None
             closedness = None if knuckle is None else rig.gripper_closedness(knuckle)
             positions = np.array([message.position[index[name]] for name in self._joint_names])
-            problem = self._executor.receive_command(self._now(), positions, closedness)
+            stamp = stamps.from_message(message.header.stamp)
+            # Not every leader's driver stamps what it sends.
+            age = self._age(stamp) if stamp else 0
+            problem = self._executor.receive_command(self._now(), age, positions, closedness)
         if problem is not None:
             self._last_refusal = problem
             self.get_logger().warning(problem, throttle_duration_sec=1.0)
@@ -404,13 +425,12 @@ class ExecutorNode(Node):
         if self._silence.check(now_ns):
             self._last_refusal = "observation: the observation node has fallen silent"
         tick = self._executor.tick(now_ns)
-        if tick.positions is not None:
-            self._send_arm(tick)
-            self._send_gripper(tick.gripper)
-        else:
-            self._end_commands()
         stamp = self.get_clock().now().to_msg()
-        if tick.positions is not None:
+        if tick.positions is None:
+            self._end_commands()
+        elif (way := self._executor.to_send(self._now())) is not None:
+            self._send_arm(tick, way)
+            self._send_gripper(tick.gripper)
             self._publish_command(stamp, tick)
         self._publish_status(stamp, tick)
         self._log_change(wall, tick)
@@ -541,7 +561,7 @@ class ExecutorNode(Node):
             "overruns": self._pace.overruns,
             "real_time": self._real_time,
             "controller": self.parameters.controller,
-            "subscribers": self._send_arm.subscribers,
+            "takers": ", ".join(self._company.takers()),
             "others": ", ".join(self._company.others()),
         }
         problem = self._company.problem()

@@ -16,6 +16,9 @@ from ki_ros.nodes import topics
 
 SPEED = "speed_scale"
 
+NO_SPEED = "a teleoperator's commands are followed as they are: leave it at 1, and slow the arm by velocity_scale"
+"""Why a leader has no speed: an arm that went a share of its way would be ever further behind."""
+
 
 class OperatorInputs:
     """Services, the button's topic, and the speed as a parameter that may be set while the node runs.
@@ -98,6 +101,8 @@ class OperatorInputs:
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         for parameter in parameters:
             if parameter.name == SPEED:
+                if self._executor.options.source == "teleoperation" and parameter.value != 1.0:
+                    return SetParametersResult(successful=False, reason=NO_SPEED)
                 self._executor.operator.speed = parameter.value
                 self._node.get_logger().info(f"speed is {100 * parameter.value:g} %")
         return SetParametersResult(successful=True)

@@ -27,7 +27,7 @@ class ObservationSilence:
     def heard(self, now_ns: int) -> None:
         """A status has come."""
         if now_ns < self._heard_ns:
-            self._watchdog.restart()
+            self._watchdog.forget_time()
         self._heard_ns = now_ns
         self._watchdog.feed(now_ns)
 

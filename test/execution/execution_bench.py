@@ -28,6 +28,8 @@ class Bench:
         self.joint_state()
         assert self.executor.enable(self.now) is None
         self.executor.set_epoch(self.now, epoch)
+        # So that a test may begin with a chunk of a given age: what was observed before enabling is refused.
+        self.now += 1_000_000_000
         return self
 
     def joint_state(self, age_ns: int = 0) -> str | None:

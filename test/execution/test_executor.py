@@ -114,6 +114,9 @@ def test_disabling_stops_the_stream_at_once(bench):
     tick = bench.tick()
     assert tick.reason is Reason.WAITING_FOR_CHUNK
     assert np.array_equal(tick.positions, expected)
+    # Whose observation is from after that.
+    assert bench.chunk(age=0.05) is ChunkRefusal.STALE
+    assert not moves(bench.run(0.05))
     assert moves(bench.run(0.5, policy))
 
 
@@ -146,6 +149,21 @@ def test_a_slow_policy_is_missed_at_the_hard_cap(bench):
     policy(bench)
     died = bench.now
     assert time_until_held(bench.run(2.0), died) <= 0.25 + 0.02
+
+
+def test_a_policy_that_becomes_slower_is_given_its_time(bench):
+    """It is held at first, as a gap is taken for its end; not for ever."""
+    bench.run(3.0, policy)
+    bench.run(4.0, policy, interval=0.2)
+    assert all(tick.state is State.EXECUTING for _, tick in bench.run(3.0, policy, interval=0.2))
+
+
+def test_efforts_are_needed_where_they_are_limited(make_bench):
+    bench = make_bench(options=ExecutorOptions(max_effort=0.5))
+    assert "no efforts, and max_effort is 0.5" in bench.joint_state()
+    assert "no efforts" in bench.executor.enable(bench.now)
+    assert bench.executor.receive_joint_state(bench.now, 0, bench.q, np.zeros(7)) is None
+    assert bench.executor.enable(bench.now) is None
 
 
 def test_joint_states_that_stop(bench):
@@ -240,7 +258,9 @@ def test_the_same_chunk_again_does_not_feed_the_watchdog(bench):
 
 
 def test_a_chunk_whose_rows_are_all_over_is_not_executed(bench):
-    assert bench.chunk(age=0.4, rows=4) is None
+    bench.run(1.0, policy)
+    bench.executor.set_epoch(bench.now, EPOCH + 1)
+    assert bench.chunk(age=0.4, rows=4, epoch=EPOCH + 1) is None
     assert bench.tick().reason is Reason.STALE_CHUNK
 
 
@@ -271,6 +291,7 @@ def test_a_late_tick_moves_no_further_than_a_period_allows(bench):
     last = bench.ticks[-1][1].positions
     bench.now += 40 * MS
     tick = bench.tick()
+    assert tick.state is State.EXECUTING
     assert np.all(np.abs(tick.positions - last) <= PANDA.velocity * 0.01 * 0.9 + 1e-12)
 
 
@@ -281,6 +302,7 @@ def test_an_arm_that_was_moved_away_disables_the_executor(bench):
     assert (tick.state, tick.reason, tick.positions) == (State.DISABLED, Reason.TRACKING_LOST, None)
     assert not moves(bench.run(0.5, policy))
     assert bench.executor.enable(bench.now) is None
+    bench.run(0.05)
     assert moves(bench.run(0.5, policy))
 
 

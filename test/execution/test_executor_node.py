@@ -361,16 +361,27 @@ def test_nothing_of_an_old_epoch_moves_the_arm(running):
 
 def test_joint_trajectories(graph):
     g = graph(enabled_at_start=True, instruction="push", controller="joint_trajectory").execute()
-    g.until(lambda: any(len(t.points) > 1 for t in g.trajectories), "a trajectory in motion")
-    moving = next(t for t in g.trajectories if len(t.points) > 1)
+    in_motion = lambda t: any(t.points[0].velocities)  # noqa: E731
+    g.until(lambda: any(in_motion(t) for t in g.trajectories), "a trajectory in motion")
+    moving = next(t for t in g.trajectories if in_motion(t))
     assert list(moving.joint_names) == list(PANDA.joint_names)
-    assert (moving.header.stamp.sec, moving.header.stamp.nanosec) == (0, 0)
-    assert any(any(point.velocities) for point in moving.points[:-1])
+    assert abs(g.stamp().sec - moving.header.stamp.sec) < 60
     assert not any(moving.points[-1].velocities)
     times = [point.time_from_start.sec + point.time_from_start.nanosec * 1e-9 for point in moving.points]
-    assert times[0] == pytest.approx(0.01)
+    # What is left of the way to the command before, the command a period after it, and so on to rest.
+    assert times[1] - times[0] == pytest.approx(0.01, abs=1e-6)
     assert times == sorted(set(times))
     assert g.sent == []
+
+
+def test_joint_trajectories_that_begin_when_they_come(graph):
+    g = graph(enabled_at_start=True, instruction="push", controller="joint_trajectory", trajectory_stamps=False)
+    g.execute()
+    g.until(lambda: any(any(t.points[0].velocities) for t in g.trajectories), "a trajectory in motion")
+    for trajectory in g.trajectories:
+        assert (trajectory.header.stamp.sec, trajectory.header.stamp.nanosec) == (0, 0)
+        # The command, which is more than a period ahead.
+        assert trajectory.points[0].time_from_start.nanosec > 0.01e9
 
 
 def test_a_gripper_action_without_its_package_says_so(context):
@@ -434,8 +445,18 @@ def test_the_button_has_to_be_held(graph):
 
 
 def test_an_effort_beyond_the_limit_stops_the_arm(graph):
-    g = graph(enabled_at_start=True, instruction="push", max_effort=0.5).execute()
+    g = graph(enabled_at_start=True, instruction="push", max_effort=0.5)
+    g.policy_on = True
+    # Joint states without efforts are none: contact would not be noticed.
+    g.until(lambda: "no efforts" in g.diagnostics.get("executor", {}).get("last_refusal", ""), "the refusal")
+    assert not g.commands
+    g.effort = [0.0] * 7
+    g.execute()
+    # Also if it is not in the newest of those that have come since the last tick.
     g.effort = [0.0, 44.0, 0, 0, 0, 0, 0]
+    g._arm()
+    g.effort = [0.0] * 7
+    g._arm()
     g.until(lambda: g.last == (HOLDING, "contact"), "the stop")
     g.effort = [0.0] * 7
     g.spin(0.2)
@@ -501,6 +522,18 @@ def test_nothing_is_enabled_without_a_controller(graph):
     g.execute()
     g.other.destroy_subscription(controller)
     g.until(lambda: g.last == (DISABLED, "no_controller"), "the end of commands")
+
+
+def test_a_recorder_is_no_controller(graph):
+    g = graph(controller="joint_impedance", instruction="push")
+    recorder = Node("rosbag2_recorder", context=g.node.context)
+    recorder.create_subscription(JointState, "/target_joint", lambda _: None, topics.COMMAND_QOS)
+    try:
+        g.until(lambda: "/target_joint but 1 that only listen" in g.enable().message, "the refusal")
+        g.other.create_subscription(JointState, "/target_joint", lambda _: None, topics.COMMAND_QOS)
+        g.until(lambda: g.enable().success, "enabled")
+    finally:
+        recorder.destroy_node()
 
 
 def test_an_executor_that_has_just_started_is_not_enabled_by_hand(graph):

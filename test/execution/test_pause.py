@@ -50,8 +50,8 @@ class Arm:
         if not self.trajectory:
             self.desired = self.end = tick.positions
             return
-        points = TrajectoryAdapter(executor.guard).points()
-        self.times = np.array([0.0, *(point.time_from_start for point in points)])
+        points = TrajectoryAdapter(executor.guard, stamped=True).points(executor.to_send(now))
+        self.times = np.array([0.0, *(point.time for point in points)])
         self.points = np.stack([self.desired, *(point.positions for point in points)])
         self.began, self.end = now, points[-1].positions
 
@@ -80,7 +80,7 @@ class Cell:
     """
 
     def __init__(self, trajectory=False, amplitude=0.1, phase=0.0, rate=6.0, ahead=0, late=0) -> None:
-        self.executor = Executor(PANDA, ExecutorOptions())
+        self.executor = Executor(PANDA, ExecutorOptions(looks_ahead=trajectory))
         self.now = self.paused = 10**12
         self.middle = np.array(RESET_JOINT_POSITIONS)
         self.amplitude, self.phase, self.rate = amplitude * np.ones(7), phase * np.ones(7), rate

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -211,6 +213,17 @@ def test_the_ensemble_s_steps_follow_each_other_and_take_in_what_has_come():
     second = schedule.advance(DT_NS + 3 * MS)
     assert second.start_ns == first.end_ns == DT_NS
     np.testing.assert_allclose(second.action, 0.5)
+
+
+def test_the_ensemble_does_not_keep_what_nobody_asks_for():
+    schedule, kept = TemporalEnsemble(0.0, 500 * MS), []
+    for i in range(300):
+        chunk = filled(float(i))
+        kept.append(weakref.ref(chunk))
+        schedule.offer(chunk, i * 67 * MS)
+        del chunk
+    gc.collect()
+    assert sum(each() is not None for each in kept) < 20
 
 
 def test_the_ensemble_mixes_no_action_spaces():

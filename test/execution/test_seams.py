@@ -87,7 +87,8 @@ def test_motion_from_rest_begins_with_row_0_however_long_the_policy_thought(make
     checked(ticks)
     steps = [tick.step for _, tick in ticks if tick.state is State.EXECUTING]
     assert sorted(set(steps)) == [0, 1, 2, 3]
-    assert ticks[5][1].shift == pytest.approx(0.3, abs=0.001)
+    # It begins with the next tick, and what that decides is due a period later.
+    assert ticks[5][1].shift == pytest.approx(0.3 + 2 * 0.01, abs=0.001)
     # What is observed in motion begins with the row whose time has come, and not later than meant.
     more = rows + 0.08 * 4
     bench.run(0.2, lambda b: b.chunk(more, age=0.1, space=ActionSpace.JOINT_POSITION, sequence=2))
@@ -95,6 +96,21 @@ def test_motion_from_rest_begins_with_row_0_however_long_the_policy_thought(make
     if after.observation_sequence == 2:
         assert after.step > 0
         assert after.shift == 0.0
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("rate", [10.0, 15.0, 30.0, 50.0, 100.0, 250.0])
+def test_it_does_at_every_rate_and_when_the_tick_is_late(make_bench, name, rate):
+    options = ExecutorOptions(schedule=name, command_rate=rate, max_joint_state_age=1.0, max_chunk_gap=1.0)
+    for came, late in ((0.1, 0.0), (0.9, 0.0), (0.5, 3.0)):
+        bench = make_bench(options=options).start()
+        for _ in range(5):
+            bench.tick()
+        bench.now += round(came * bench.period_ns)
+        assert bench.chunk([0.1] * 7 + [0.0], age=0.2, dt=1 / 30, sequence=3) is None
+        bench.now += round((late - came) * bench.period_ns)
+        tick = bench.tick()
+        assert (tick.observation_sequence, tick.step) == (3, 0)
 
 
 def test_what_was_observed_before_the_arm_came_to_rest_begins_where_its_time_has_come(make_bench):

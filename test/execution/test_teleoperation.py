@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from execution_bench import Bench
+from execution_bench import MS, Bench
 from stream_checker import Stream
 
 from ki_ros.execution.executor import ExecutorOptions
@@ -25,7 +25,7 @@ def follow(bench: Bench, command, seconds: float, rate: float = 30.0, gripper: f
     ticks = []
     while bench.now < begin + seconds * 1e9:
         if bench.now >= due:
-            assert bench.executor.receive_command(bench.now, command((bench.now - begin) / 1e9), gripper) is None
+            assert bench.executor.receive_command(bench.now, 0, command((bench.now - begin) / 1e9), gripper) is None
             due += round(1e9 / rate)
         ticks.append((bench.now, bench.tick()))
     return ticks
@@ -69,12 +69,41 @@ def test_commands_that_end_hold_the_arm(bench):
     assert follow(bench, lambda _t: bench.q * 0 + q + 2.0, 0.2)[-1][1].reason is Reason.START_POSE
 
 
+def test_a_leader_that_jumps_away_is_not_followed(bench):
+    q = bench.q.copy()
+    follow(bench, lambda t: q + 0.2 * t, 1.0)
+    here = bench.q.copy()
+    ticks = follow(bench, lambda _t: q + 1.2, 1.0)
+    assert {tick.reason for _, tick in ticks} == {Reason.START_POSE}
+    assert np.abs(bench.q - here).max() < 0.05
+    # It is again when the leader has come back to the arm.
+    assert follow(bench, lambda _t: q + 0.3, 0.5)[-1][1].state is State.EXECUTING
+
+
+def test_the_age_of_a_command_is_that_of_its_stamp(bench):
+    q, give = bench.q.copy(), bench.executor.receive_command
+    assert "0.250 s old; max_command_age is 0.2 s" in give(bench.now, 250 * MS, q, None)
+    assert "0.100 s in the future" in give(bench.now, -100 * MS, q, None)
+    assert bench.tick().reason is Reason.WAITING_FOR_COMMAND
+    assert give(bench.now, 150 * MS, q, None) is None
+    assert bench.tick().state is State.EXECUTING
+    for _ in range(5):
+        tick = bench.tick()
+    assert tick.reason is Reason.STALE_COMMAND
+    # One that has been overtaken changes nothing.
+    assert give(bench.now, 0, q, None) is None
+    assert give(bench.now, 50 * MS, q + 0.2, None) is None
+    for _ in range(10):
+        tick = bench.tick()
+    np.testing.assert_allclose(tick.positions, q, atol=1e-9)
+
+
 def test_what_is_not_finite_is_refused_and_holds(bench):
     q = bench.q.copy()
     follow(bench, lambda t: q + 0.3 * t, 0.5)
-    assert "not finite" in bench.executor.receive_command(bench.now, q * np.nan, None)
+    assert "not finite" in bench.executor.receive_command(bench.now, 0, q * np.nan, None)
     assert bench.tick().reason is Reason.WAITING_FOR_COMMAND
-    assert "6 positions" in bench.executor.receive_command(bench.now, q[:6], None)
+    assert "6 positions" in bench.executor.receive_command(bench.now, 0, q[:6], None)
 
 
 def test_the_gripper_follows_and_the_operator_stops(bench):
@@ -88,7 +117,7 @@ def test_the_gripper_follows_and_the_operator_stops(bench):
 
 def test_a_policys_executor_takes_no_commands(make_bench):
     bench = make_bench().start()
-    assert "source" in bench.executor.receive_command(bench.now, bench.q, None)
+    assert "source" in bench.executor.receive_command(bench.now, 0, bench.q, None)
     with pytest.raises(ValueError, match="source is 'joystick'"):
         ExecutorOptions(source="joystick")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -146,6 +147,14 @@ class Guard:
     def stop(self, dt: float) -> Guarded:
         """The command of a tick that is to bring the arm to rest as soon as the limits allow, and keep it there."""
         return self._stopped(dt, ())
+
+    def saved(self) -> tuple[Joints, CommandSpline]:
+        """Its state, for `restore`."""
+        return copy.copy(self._joints), copy.copy(self._spline)
+
+    def restore(self, saved: tuple[Joints, CommandSpline]) -> None:
+        """Everything since that state was saved has not happened."""
+        self._joints, self._spline = saved
 
     def to_rest(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What follows if every later tick is a stop: times from the last tick (n,) [s], positions, velocities."""

@@ -43,7 +43,9 @@ class TemporalEnsemble:
 
     def offer(self, chunk: ActionChunk, observed_ns: int) -> None:
         """See `Schedule`."""
-        self._chunks.append((chunk, observed_ns))
+        # So that they do not become ever more while nobody asks for steps.
+        kept = [(old, at) for old, at in self._chunks if observed_ns - at <= 2 * self._max_age_ns]
+        self._chunks = [*kept, (chunk, observed_ns)]
         self._expired = False
 
     def advance(self, now_ns: int) -> Step | None:
