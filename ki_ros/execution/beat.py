@@ -83,6 +83,11 @@ class Beat:
             self._ahead = *self._ahead, Waypoint(self._end, guarded.positions, guarded.velocities)
 
     @property
+    def decided(self) -> bool:
+        """Whether the last tick has led the guard any further."""
+        return self._end > self._before[0]
+
+    @property
     def end(self) -> float:
         """When the arm is to be where the guard is, from the last tick [s]."""
         return self._end

@@ -428,12 +428,15 @@ class Executor:
     def to_send(self, now_ns: int) -> tuple[Waypoint, ...] | None:
         """To be asked right before the last tick's command is sent: the process may have been held up since.
 
-        Returns the way to the command, for a controller that looks ahead; nothing of it for others. None where too much
-        time has passed: the command is not to be sent then, and counts as never decided.
+        Returns the way to the command, for a controller that looks ahead; nothing of it for others. None where nothing
+        is to be sent: the tick was early and the controller has all, or too much time has passed, and then the command
+        counts as never decided.
         """
         self._enter(now_ns)
         # None where the clock has been set back just now.
         late = 0.0 if self._tick_ns is None else (now_ns - self._tick_ns) / NANOSECONDS
+        if self._beat is not None and not self._beat.decided and late < self.guard.period:
+            return None
         paused = self._dt + late > _PAUSE_PERIODS * self.guard.period
         way = () if self._beat is None else self._beat.waypoints(late)
         if way is not None and not paused:

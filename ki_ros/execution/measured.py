@@ -30,6 +30,7 @@ class Measured:
         positions: (7,) float64 [rad]; None before the first and after `forget`.
         refused: how many were refused.
         refusal: why the newest was refused; empty where it was not.
+        most_future_ns: how far in the future of the caller's clock the stamp of one lay, at most; may be set back.
     """
 
     def __init__(self, robot: Robot, max_age_ns: int, max_future_ns: int) -> None:
@@ -37,6 +38,7 @@ class Measured:
         self.positions: np.ndarray | None = None
         self.refused = 0
         self.refusal = ""
+        self.most_future_ns = 0
         self._measured_ns: float = -math.inf
         self._still = np.zeros(NUM_JOINTS)
         self._still_since_ns: float = -math.inf
@@ -63,6 +65,7 @@ class Measured:
         if problem is not None:
             return self.refuse(problem)
         self.refusal = ""
+        self.most_future_ns = max(self.most_future_ns, -age_ns)
         if now_ns - age_ns > self._measured_ns:
             if self.positions is None or np.abs(positions - self._still).max() > _STILL:
                 self._still, self._still_since_ns = positions.copy(), now_ns - age_ns

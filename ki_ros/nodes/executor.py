@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
@@ -23,6 +24,7 @@ from std_msgs.msg import String
 from ki_ros import chunk, msg, rig
 from ki_ros.execution import executor as execution
 from ki_ros.execution.barriers import SelfCollisionBarrier, WorkspaceBarrier
+from ki_ros.execution.beat import AHEAD
 from ki_ros.execution.guard import Barrier, GuardOptions
 from ki_ros.execution.pace import Pace
 from ki_ros.execution.schedule import SCHEDULES
@@ -250,6 +252,7 @@ class ExecutorNode(Node):
         self._said: tuple[State, Reason] = (State.DISABLED, Reason.NONE)
         self._said_at = {"interruption": -math.inf, "other": -math.inf}
         self._pace = Pace(1.0 / p.command_rate)
+        self._begins_by_clock = ARMS[p.controller].looks_ahead and p.trajectory_stamps
         self._reported_refusals = 0
         self._reported_joint_refusals = 0
         self._create_outputs()
@@ -425,14 +428,16 @@ class ExecutorNode(Node):
         if self._silence.check(now_ns):
             self._last_refusal = "observation: the observation node has fallen silent"
         tick = self._executor.tick(now_ns)
-        stamp = self.get_clock().now().to_msg()
+        now = self.get_clock().now()
         if tick.positions is None:
             self._end_commands()
         elif (way := self._executor.to_send(self._now())) is not None:
             self._send_arm(tick, way)
             self._send_gripper(tick.gripper)
-            self._publish_command(stamp, tick)
-        self._publish_status(stamp, tick)
+            # When the arm is to be there.
+            passed = now + Duration(seconds=way[-1].time) if way else now
+            self._publish_command(passed.to_msg(), tick)
+        self._publish_status(now.to_msg(), tick)
         self._log_change(wall, tick)
         self._company.after(tick)
         self._last_tick = tick
@@ -567,6 +572,13 @@ class ExecutorNode(Node):
         problem = self._company.problem()
         if problem is not None:
             return Report(ERROR if values["others"] else WARN, problem, values)
+        ahead, self._executor.measured.most_future_ns = self._executor.measured.most_future_ns, 0
+        if self._begins_by_clock and ahead / stamps.NANOSECONDS > AHEAD / self.parameters.command_rate:
+            problem = (
+                f"the driver's clock is {ahead / 1e6:.1f} ms ahead, so its controller begins trajectories too late: "
+                "let the clocks agree (chrony, PTP), or set trajectory_stamps to false"
+            )
+            return Report(WARN, problem, values)
         if rate < 0.95 * self.parameters.command_rate:
             return Report(WARN, f"{rate:.1f} Hz; set are {self.parameters.command_rate:g} Hz", values)
         return Report(OK, f"{rate:.1f} Hz", values)

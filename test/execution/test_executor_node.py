@@ -15,6 +15,7 @@ rclpy = pytest.importorskip("rclpy")
 pytest.importorskip("ki_ros.msg", reason="the interfaces are not built; run scripts/setup")
 
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from rclpy.duration import Duration  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.node import Node  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
@@ -372,6 +373,14 @@ def test_joint_trajectories(graph):
     assert times[1] - times[0] == pytest.approx(0.01, abs=1e-6)
     assert times == sorted(set(times))
     assert g.sent == []
+
+
+def test_a_driver_whose_clock_is_ahead_is_told_of(graph):
+    g = graph(enabled_at_start=True, instruction="push", controller="joint_trajectory").execute()
+    now = g.other.get_clock().now
+    g.stamp = lambda: (now() + Duration(seconds=0.03)).to_msg()
+    g.until(lambda: "clock is" in g.diagnostics.get("commands", {}).get("message", ""), "the diagnostic")
+    assert g.levels["commands"] == b"\x01"
 
 
 def test_joint_trajectories_that_begin_when_they_come(graph):
