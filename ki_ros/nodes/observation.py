@@ -187,7 +187,7 @@ class ObservationNode(Node):
         if message.id < self._epoch.id:
             self.get_logger().warning(
                 f"epoch {message.id} is older than the present one, {self._epoch.id}, and ignored; "
-                "make sure that one executor runs"
+                "make sure that one executor runs; if its machine's clock was set back, start this node again"
             )
             return
         self._epoch = message
