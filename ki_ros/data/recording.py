@@ -6,7 +6,8 @@ of 1 / rate from the first time at which all streams are there (anew from the st
 message counts as arrived at its log time.
 
 Log times and stamps may be on different clocks (a simulation recorded without its clock). Then a message counts as
-arrived at the latest stamp until it.
+arrived at the latest stamp until it. One driver with a clock of its own does not make them different: they are the same
+clock where that of any stream is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ki_ros.data.bag import Bag, Message
 from ki_ros.images import ENCODINGS, require_complete, to_rgb
 from ki_ros.observation import cdr
 from ki_ros.observation.buffer import NANOSECONDS
-from ki_ros.observation.rig_streams import RigSampler, RigStreams, sources, state_of
+from ki_ros.observation.rig_streams import RigSampler, RigStreams, nanoseconds, sources, state_of
 from ki_ros.observation.sampler import Refusal, Sample
 from ki_ros.rig import STATE_DIM, CameraRole, robot
 
@@ -50,6 +51,9 @@ _SAME_CLOCK_NS = 10 * NANOSECONDS
 
 # Two reference times further apart than this many steps have a gap between them.
 _GAP_STEPS = 1.5
+
+# Where nothing at all arrives for longer, the recording was paused or its clock set forward, maybe by years.
+_SILENCE_NS = 5 * NANOSECONDS
 
 
 class RecordingError(ValueError):
@@ -177,12 +181,10 @@ class _Pass:
             samples={name: array("q") for source in self.rig.sources.values() for name in source.streams},
         )
         self._timing = {topic: (array("q"), array("q")) for topic in self.rig.sources}
-        self._clock = _ArrivalClock(streams.stamp_source)
+        self._clock = _ArrivalClock(same=streams.stamp_source == "arrival" or _same_clock(bag, self.rig.sources))
         self._broken = True
         self.exact = streams.stamp_source == "header" and _has_ages(bag)
-        self._ticks: _Statuses | _Grid = (
-            _Statuses(self._sample_status) if self.exact else _Grid(streams.rate, self._sample)
-        )
+        self._ticks: _Statuses | _Grid = _Statuses(self._sample_status) if self.exact else _Grid(streams, self._sample)
 
     def take(self, message: Message) -> None:
         """Takes in the next message."""
@@ -286,15 +288,17 @@ class _Pass:
         }
         self._sample(status.stamp_ns, latest)
 
-    def _sample(self, reference: int, latest: dict[str, int] | None = None) -> None:
+    def _sample(self, reference: int, latest: dict[str, int] | None = None) -> bool:
+        """Takes the observation at a time, or notes why there is none. Returns whether there is one."""
         result = self.rig.sampler.sample(reference, latest)
         if isinstance(result, Refusal):
             self._refuse(reference, result.stream, result.reason.value)
-            return
+            return False
         for name, stamp in (latest or {}).items():
             if name in result.streams and result.streams[name].stamp_ns != stamp:
                 self.substituted.append((reference, name))
         self._append(result)
+        return True
 
     def _append(self, sample: Sample) -> None:
         columns = self._columns
@@ -332,10 +336,17 @@ class _Statuses:
 
 
 class _Grid:
-    """Samples at equal intervals. The time of tick k is rounded from k, so that the rate holds for hours."""
+    """Samples at equal intervals. The time of tick k is rounded from k, so that the rate holds for hours.
 
-    def __init__(self, rate: float, sample: Callable[[int], None]) -> None:
-        self._step = NANOSECONDS / rate
+    Args:
+        streams: with the rate, and how old samples may be.
+        sample: called with each reference time; returns whether there is an observation.
+    """
+
+    def __init__(self, streams: RigStreams, sample: Callable[[int], bool]) -> None:
+        ages = (*(camera.max_age for camera in streams.cameras.values()), streams.joint_states_max_age)
+        self._silence = max(_SILENCE_NS, nanoseconds(max(*ages, streams.gripper_max_age)))
+        self._step = NANOSECONDS / streams.rate
         self._sample = sample
         self._origin: int | None = None
         self._count = 0
@@ -354,10 +365,14 @@ class _Grid:
         """Samples what lies before a message that arrives then."""
         if self._origin is not None and arrival < self._now - NANOSECONDS:
             self._origin, self._count = arrival, 0
+        silent = arrival - self._now > self._silence
         self._now = arrival
         while self._origin is not None and self._next() < arrival:
-            self._sample(self._next())
-            self._count += 1
+            if self._sample(self._next()) or not silent:
+                self._count += 1
+            else:
+                # The samples are too old from here on, so one refusal stands for all until something arrives.
+                self._origin, self._count = arrival, 0
 
     def finish(self) -> None:
         if self._origin is not None and self._next() <= self._now:
@@ -370,13 +385,11 @@ class _Grid:
 class _ArrivalClock:
     """When messages arrived, on the clock of the stamps: the log time, where that is the same clock."""
 
-    def __init__(self, stamp_source: str) -> None:
-        self._same: bool | None = True if stamp_source == "arrival" else None
+    def __init__(self, *, same: bool) -> None:
+        self._same = same
         self._latest = 0
 
     def arrival(self, log_ns: int, stamp_ns: int) -> int:
-        if self._same is None and stamp_ns:
-            self._same = abs(log_ns - stamp_ns) <= _SAME_CLOCK_NS
         if self._same:
             return log_ns
         if stamp_ns > self._latest or 0 < stamp_ns < self._latest - NANOSECONDS:
@@ -409,6 +422,24 @@ def _stamp(raw: bytes) -> int:
         return cdr.stamp_ns(raw)
     except cdr.CdrError:
         return 0
+
+
+def _same_clock(bag: Bag, topics: Collection[str]) -> bool:
+    """Whether log times are on the clock of the stamps, by the first stamp of each topic: of any that it agrees with.
+
+    A clock that has nothing to do with log times agrees with them nowhere, and a driver that stamps by a clock of its
+    own (since boot, say) is no reason to read the others by it.
+    """
+    waiting = set(topics)
+    for message in bag.messages(waiting):
+        stamp = _stamp(message.raw)
+        if stamp and message.topic in waiting:
+            if abs(message.log_time_ns - stamp) <= _SAME_CLOCK_NS:
+                return True
+            waiting.remove(message.topic)
+            if not waiting:
+                return False
+    return False
 
 
 def _has_ages(bag: Bag) -> bool:

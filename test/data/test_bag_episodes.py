@@ -7,7 +7,7 @@ import itertools
 import cv2
 import numpy as np
 import pytest
-from made_bags import CAMERAS, START, MadeBag, S, joints_at, ns, picture
+from made_bags import CAMERAS, START, MadeBag, S, joints_at, ns, picture, stamped
 
 from ki_ros.data.bag import encode
 from ki_ros.data.episodes import Outcome, RecordingError, read_episodes
@@ -151,6 +151,43 @@ def test_a_picture_that_the_recorder_lost_is_said(tmp_path):
     assert episode.substituted == {"wrist": 1}
     assert len(episode) == 7
     assert episode.samples_ns["wrist"][3] == ns(0.011 + 9 / 30)
+
+
+# Clocks
+
+
+@pytest.mark.parametrize("seconds", [3600, 86_400, 31_536_000])
+def test_a_time_in_which_nothing_arrives_is_one_gap_however_long(tmp_path, seconds):
+    """A recording that was paused, and one whose clock was set forward, which looks the same."""
+    made = MadeBag().rig(4.0)
+    made.instruction(0.0, "go")
+    made.set_clock(2.0, seconds)
+    (episode,) = recorded(tmp_path, made)
+    after = episode.stamps_ns > ns(3.0)
+    # Samples may be 0.1 s old, and the last steps of both parts have no next one.
+    assert [int((~after).sum()), int(after.sum())] == pytest.approx([30, 28], abs=1)
+    assert episode.stamps_ns[after][0] == pytest.approx(ns(2.0) + seconds * S, abs=2 * STEP)
+    assert np.array_equal(episode.segment, after)
+    assert 1 <= len(episode.refused) <= 4
+    for step in np.flatnonzero(after)[:2]:
+        # What is sampled is as fresh as ever.
+        assert all(episode.stamps_ns[step] - stamps[step] <= 0.05 * S for stamps in episode.samples_ns.values())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_one_camera_with_a_clock_of_its_own_is_refused_and_the_others_are_read_by_theirs(tmp_path, first):
+    """Stamps since boot: whichever message comes first, log times remain what the other streams are read by."""
+    made = MadeBag().rig(2.0)
+    earlier = S // 100 if first else -S // 100
+    for i, (topic, kind, log, raw) in enumerate(made.messages):
+        if topic == CAMERAS["exterior_1"]:
+            made.messages[i] = (topic, kind, log - earlier, stamped(raw, kind, 500 * S - START))
+    with pytest.raises(RecordingError, match=r"has no observation: (\d+) of \1 times were refused: exterior_1 stale"):
+        recorded(tmp_path, made)
+    wrist = RigStreams(cameras={CameraRole.WRIST: CameraStream(CAMERAS["wrist"])})
+    (episode,) = read_episodes(tmp_path / "bag", wrist)
+    assert len(episode) == pytest.approx(29, abs=1)
+    assert not episode.refusals
 
 
 # What begins and ends an episode
@@ -432,12 +469,7 @@ def test_a_simulation_recorded_without_its_clock(tmp_path):
     shift = START - 50 * S
     simulated = MadeBag()
     for topic, kind, log, raw in made.messages:
-        if kind == "string":
-            simulated.messages.append((topic, kind, log, raw))
-            continue
-        stamp = cdr.stamp_ns(raw) - shift
-        header = np.array([stamp // S, stamp % S], "<u4").tobytes()
-        simulated.messages.append((topic, kind, log, raw[:4] + header + raw[12:]))
+        simulated.messages.append((topic, kind, log, stamped(raw, kind, -shift)))
     (episode,) = read_episodes(simulated.write(tmp_path / "simulated"))
     assert episode.stamps_ns[0] >= 50 * S
     assert len(episode) == pytest.approx(len(live), abs=1)
