@@ -132,7 +132,7 @@ def read_episodes(
     episodes: list[Episode] = []
     empty: list[Damage] = []
     names: Counter[str] = Counter()
-    for window in episode_windows(recording.events, first):
+    for window in episode_windows(recording.events, first, recording.begin_ns):
         name = window.id or opened.path.name
         parts = list(_parts(recording, window))
         for steps in parts:

@@ -92,6 +92,7 @@ class Recording:
 
     Attributes:
         streams: what was sampled.
+        begin_ns: when the first message arrived [ns].
         stamps_ns: (N,) int64 reference times.
         states: (N, 8) float64, joint positions [rad] and gripper closedness.
         frames: by camera, (N,) int64, which message of its topic was sampled, counted from 0.
@@ -106,6 +107,7 @@ class Recording:
     """
 
     streams: RigStreams
+    begin_ns: int
     stamps_ns: np.ndarray
     states: np.ndarray
     frames: dict[CameraRole, np.ndarray]
@@ -183,6 +185,7 @@ class _Pass:
         self._timing = {topic: (array("q"), array("q")) for topic in self.rig.sources}
         self._clock = _ArrivalClock(same=streams.stamp_source == "arrival" or _same_clock(bag, self.rig.sources))
         self._broken = True
+        self._begin = 0
         self.exact = streams.stamp_source == "header" and _has_ages(bag)
         self._ticks: _Statuses | _Grid = _Statuses(self._sample_status) if self.exact else _Grid(streams, self._sample)
 
@@ -192,6 +195,7 @@ class _Pass:
         source = self.rig.sources.get(topic)
         stamp = _stamp(raw) if source is not None else 0
         arrival = self._clock.arrival(message.log_time_ns, stamp)
+        self._begin = self._begin or arrival
         self._ticks.before(message.log_time_ns, arrival)
         if source is not None:
             self._take_sample(topic, raw, arrival, stamp)
@@ -219,6 +223,7 @@ class _Pass:
             breaks[1:] |= np.abs(np.diff(stamps)) > _GAP_STEPS / self.streams.rate * NANOSECONDS
         return Recording(
             streams=self.streams,
+            begin_ns=self._begin,
             stamps_ns=stamps,
             states=np.array(columns.states, dtype=np.float64).reshape(-1, STATE_DIM),
             frames={role: np.array(numbers, dtype=np.int64) for role, numbers in columns.frames.items()},

@@ -2,6 +2,8 @@
 
 A message `/episode` with the event START begins an episode and one with STOP ends it. A recording without such messages
 is one episode. A change of the instruction within an episode splits it.
+
+These messages are latched: a recording that begins later has those of earlier episodes too, and they do not count.
 """
 
 from __future__ import annotations
@@ -60,26 +62,38 @@ class Window:
     note: str = ""
 
 
-def episode_windows(events: Sequence[Event], first_ns: int) -> list[Window]:
+def episode_windows(events: Sequence[Event], first_ns: int, begin_ns: int) -> list[Window]:
     """The episodes of a recording.
 
     Args:
         events: in order of arrival.
         first_ns: the first reference time [ns].
+        begin_ns: when the recording's first message arrived [ns].
 
     Returns:
         Windows in order, not overlapping. A time without an instruction before one that has one is no episode.
     """
-    windows = _recorded(events) or [Window("", "", Outcome.UNKNOWN, "", first_ns, None)]
+    marks = _of_this_recording([e for e in events if isinstance(e.message, EpisodeFields)], first_ns, begin_ns)
+    windows = _recorded(marks) or [Window("", "", Outcome.UNKNOWN, "", first_ns, None)]
     return [part for window in windows for part in _by_instruction(window, events, first_ns)]
 
 
-def _recorded(events: Sequence[Event]) -> list[Window]:
+def _of_this_recording(marks: Sequence[Event], first_ns: int, begin_ns: int) -> list[Event]:
+    """The marks without those of episodes that were over when there was something to observe.
+
+    Topics are found one after the other, so the first observation may be seconds behind the first message. What began
+    in the recording is one of its episodes even if nothing was observed of it.
+    """
+    begun = {e.message.id for e in marks if e.message.event == START and _set_at(e) >= begin_ns}
+    over = {e.message.id for e in marks if e.message.event == STOP and _set_at(e) < first_ns}
+    return [event for event in marks if event.message.id not in over - begun]
+
+
+def _recorded(marks: Sequence[Event]) -> list[Window]:
     """The episodes that START and STOP mark."""
     windows: list[Window] = []
     begun: Event | None = None
     end_of_last = 0
-    marks = [event for event in events if isinstance(event.message, EpisodeFields)]
     for event in marks:
         message = event.message
         if message.event == START:
@@ -159,8 +173,8 @@ def _instructions(window: Window, events: Sequence[Event], begin: int) -> list[t
 
 
 def _set_at(event: Event) -> int:
-    """When an instruction was set: as it arrived, unless it was latched and is older."""
+    """When an episode began or ended or an instruction was set: on arrival, unless it was latched and is older."""
     message = event.message
-    if isinstance(message, EpochFields) and 0 < message.stamp_ns < event.arrival_ns:
+    if not isinstance(message, str) and 0 < message.stamp_ns < event.arrival_ns:
         return message.stamp_ns
     return event.arrival_ns

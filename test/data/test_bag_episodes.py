@@ -247,6 +247,45 @@ def test_a_start_before_the_stop_of_the_one_before(tmp_path):
     assert a.stamps_ns[-1] < ns(1.5) <= b.stamps_ns[0]
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_what_is_latched_of_earlier_episodes_is_none_of_a_recording(tmp_path, started):
+    """`/episode` gives whoever begins to listen the last ten beginnings and ends."""
+    made = MadeBag().rig(4.0)
+    made.instruction(0.05, "put the marker in the pot")
+    for k, id in enumerate(("old", "older")):
+        for event in (0, 1) if started else (1,):
+            raw = encode.episode(ns(-60 + 10 * k + event), id, "wipe the table", event, event, "panda", "")
+            made.put("/episode", "episode", 0.3, raw)
+    (plain,) = recorded(tmp_path, made)
+    assert (plain.id, plain.instruction, plain.outcome) == ("bag", "put the marker in the pot", Outcome.UNKNOWN)
+    assert len(plain) == pytest.approx(59, abs=1)
+    assert not plain.damage
+    made.start(1.0, "new", "new task")
+    made.stop(3.0, "new")
+    (new,) = read_episodes(made.write(tmp_path / "with a new one"))
+    assert (new.id, new.instruction, new.outcome, len(new)) == ("new", "new task", "success", 30)
+
+
+def test_what_is_latched_of_an_episode_in_progress_counts(tmp_path):
+    made = MadeBag().rig(2.0)
+    made.put("/episode", "episode", 0.3, encode.episode(ns(-60), "old", "wipe the table", 1, 1, "panda", ""))
+    made.put("/episode", "episode", 0.3, encode.episode(ns(-5), "now", "fold the towel", 0, 0, "panda", ""))
+    made.stop(1.5, "now")
+    (episode,) = recorded(tmp_path, made)
+    assert (episode.id, episode.instruction, episode.outcome) == ("now", "fold the towel", "success")
+    assert ns(0.3) <= episode.stamps_ns[0] < episode.stamps_ns[-1] <= ns(1.5)
+
+
+def test_an_episode_that_ends_before_the_cameras_are_found_swallows_nothing(tmp_path):
+    made = MadeBag()
+    made.rig(4.0)
+    made.messages = [message for message in made.messages if message[2] > ns(1.5)]
+    made.instruction(0.0, "put the marker in the pot")
+    made.stop(1.0, "begun before")
+    (episode,) = recorded(tmp_path, made)
+    assert (episode.id, episode.instruction) == ("bag", "put the marker in the pot")
+
+
 def test_a_recorder_that_hears_itself_starts_once(tmp_path):
     made = MadeBag().rig(2.0)
     made.start(0.5, "a", "one")
