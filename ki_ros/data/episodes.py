@@ -23,7 +23,7 @@ from ki_ros.data.bag_streams import find_streams
 from ki_ros.data.bag_views import BagViews
 from ki_ros.data.idle import idle_steps
 from ki_ros.data.recording import Recording, RecordingError, Refused, Timing, UndecodableError, sample_recording
-from ki_ros.data.windows import Outcome, Window, episode_windows
+from ki_ros.data.windows import Outcome, Stretch, Window, episode_windows
 from ki_ros.observation.rig_streams import RigStreams
 from ki_ros.rig import CameraRole
 
@@ -127,23 +127,25 @@ def read_episodes(
     opened = open_bag(Path(bag))
     if streams is None:
         streams = find_streams(opened, commands)
-    recording = sample_recording(opened, streams, commands, decode_images=decode_images)
-    first = int(recording.stamps_ns[0]) if len(recording.stamps_ns) else 0
+    recordings = sample_recording(opened, streams, commands, decode_images=decode_images)
+    stretches = [Stretch(r.events, int(r.stamps_ns[0]) if len(r.stamps_ns) else 0, r.begin_ns) for r in recordings]
     episodes: list[Episode] = []
     empty: list[Damage] = []
     names: Counter[str] = Counter()
-    for window in episode_windows(recording.events, first, recording.begin_ns):
-        name = window.id or opened.path.name
-        parts = list(_parts(recording, window))
-        for steps in parts:
-            names[name] += 1
-            id_ = name if names[name] == 1 else f"{name}#{names[name]}"
-            episodes.append(_episode(opened, recording, replace(window, id=id_), steps))
-        if not parts and window.id:
-            why = _said(r for r in recording.refused if _inside(window, r.reference_ns))
-            empty.append(Damage(opened.path, "episode", f"no observation: {why}", f"episode {window.id!r}"))
+    for recording, windows in zip(recordings, episode_windows(stretches), strict=True):
+        for window in windows:
+            name = window.id or opened.path.name
+            parts = list(_parts(recording, window))
+            for steps in parts:
+                names[name] += 1
+                id_ = name if names[name] == 1 else f"{name}#{names[name]}"
+                episodes.append(_episode(opened, recording, replace(window, id=id_), steps))
+            if not parts and window.id:
+                why = _said(r for r in recording.refused if _inside(window, r.reference_ns))
+                empty.append(Damage(opened.path, "episode", f"no observation: {why}", f"episode {window.id!r}"))
     if not episodes:
-        raise RecordingError(f"{opened.path} has no observation: {_said(recording.refused)}")
+        refused = [each for recording in recordings for each in recording.refused]
+        raise RecordingError(f"{opened.path} has no observation: {_said(refused)}")
     damage = [*opened.damage, *empty]
     return [replace(episode, damage=damage) for episode in episodes]
 

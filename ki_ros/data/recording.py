@@ -8,6 +8,8 @@ message counts as arrived at its log time.
 Log times and stamps may be on different clocks (a simulation recorded without its clock). Then a message counts as
 arrived at the latest stamp until it. One driver with a clock of its own does not make them different: they are the same
 clock where that of any stream is.
+
+A recording whose clock was set back is several: no sample, target or time of one has to do with those of another.
 """
 
 from __future__ import annotations
@@ -52,6 +54,9 @@ _SAME_CLOCK_NS = 10 * NANOSECONDS
 # Two reference times further apart than this many steps have a gap between them.
 _GAP_STEPS = 1.5
 
+# A message that was stamped before the clock was set back arrives within this time, or not at all [ns].
+_UNDERWAY_NS = NANOSECONDS
+
 # Where nothing at all arrives for longer, the recording was paused or its clock set forward, maybe by years.
 _SILENCE_NS = 5 * NANOSECONDS
 
@@ -88,7 +93,8 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording, sampled. N observations, whatever episode they belong to.
+    """A recording, or its part between two times at which the clock was set back, sampled. N observations, whatever
+    episode they belong to.
 
     Attributes:
         streams: what was sampled.
@@ -121,7 +127,9 @@ class Recording:
     exact: bool
 
 
-def sample_recording(bag: Bag, streams: RigStreams, topics: CommandTopics, *, decode_images: bool = False) -> Recording:
+def sample_recording(
+    bag: Bag, streams: RigStreams, topics: CommandTopics, *, decode_images: bool = False
+) -> list[Recording]:
     """Samples a recording from beginning to end.
 
     Args:
@@ -131,15 +139,39 @@ def sample_recording(bag: Bag, streams: RigStreams, topics: CommandTopics, *, de
         decode_images: whether to decode every sampled image already, so that one that cannot be decoded is refused as
             it would be live. Without it images are checked as far as that is possible without decoding them.
 
+    Returns:
+        One, or one more for each time that the clock was set back, in the order of recording. What arrives within a
+        second after that is in none, for its stamps may be from before.
+
     Raises:
         RecordingError: a topic that is missing, or has another type.
     """
     _require_topics(bag, streams)
-    pass_ = _Pass(bag, streams, topics, decode_images)
-    wanted = {*pass_.rig.sources, *_of_type(bag, _TYPES), *_of_type(bag, topics.types)}
-    for message in bag.messages(wanted):
+    sampled = sources(streams)
+    facts = _Facts(
+        decode=decode_images,
+        same_clock=streams.stamp_source == "arrival" or _same_clock(bag, sampled),
+        exact=streams.stamp_source == "header" and _has_ages(bag),
+    )
+    numbers: Counter[str] = Counter()
+    pass_ = _Pass(streams, topics, facts, numbers)
+    found: list[Recording] = []
+    newest = 0
+    for message in bag.messages({*sampled, *_of_type(bag, _TYPES), *_of_type(bag, topics.types)}):
+        if message.log_time_ns < newest:
+            found.append(pass_.finish())
+            pass_ = _Pass(streams, topics, facts, numbers, from_ns=message.log_time_ns + _UNDERWAY_NS)
+        newest = message.log_time_ns
         pass_.take(message)
-    return pass_.finish()
+    return [*found, pass_.finish()]
+
+
+class _Facts(NamedTuple):
+    """Of a bag: whether its images are decoded, its log times are on the clock of the stamps, and it is `exact`."""
+
+    decode: bool
+    same_clock: bool
+    exact: bool
 
 
 class _Frame(NamedTuple):
@@ -161,9 +193,19 @@ class _Columns:
 
 
 class _Pass:
-    """The one pass over the messages."""
+    """The one pass over the messages, or the part of it between two times at which the clock was set back.
 
-    def __init__(self, bag: Bag, streams: RigStreams, topics: CommandTopics, decode_images: bool) -> None:
+    Args:
+        streams: what to sample.
+        topics: where commands are.
+        facts: of the bag.
+        numbers: of messages by topic, with those before this part; counted on.
+        from_ns: log time [ns] before which only events are taken.
+    """
+
+    def __init__(
+        self, streams: RigStreams, topics: CommandTopics, facts: _Facts, numbers: Counter[str], from_ns: int = 0
+    ) -> None:
         self.streams = streams
         self.rig = RigSampler(
             streams,
@@ -175,18 +217,19 @@ class _Pass:
         self.events: list[Event] = []
         self.refused: list[Refused] = []
         self.substituted: list[tuple[int, str]] = []
-        self._decode = decode_images
+        self._decode = facts.decode
+        self._from = from_ns
         self._roles = {camera.image_topic: role for role, camera in streams.cameras.items()}
-        self._numbers: Counter[str] = Counter()
+        self._numbers = numbers
         self._columns = _Columns(
             frames={role: array("q") for role in streams.cameras},
             samples={name: array("q") for source in self.rig.sources.values() for name in source.streams},
         )
         self._timing = {topic: (array("q"), array("q")) for topic in self.rig.sources}
-        self._clock = _ArrivalClock(same=streams.stamp_source == "arrival" or _same_clock(bag, self.rig.sources))
+        self._clock = _ArrivalClock(same=facts.same_clock)
         self._broken = True
         self._begin = 0
-        self.exact = streams.stamp_source == "header" and _has_ages(bag)
+        self.exact = facts.exact
         self._ticks: _Statuses | _Grid = _Statuses(self._sample_status) if self.exact else _Grid(streams, self._sample)
 
     def take(self, message: Message) -> None:
@@ -197,8 +240,12 @@ class _Pass:
         arrival = self._clock.arrival(message.log_time_ns, stamp)
         self._begin = self._begin or arrival
         self._ticks.before(message.log_time_ns, arrival)
+        number = self._numbers[topic]
+        self._numbers[topic] += 1
+        if message.log_time_ns < self._from and topic not in (EPISODE, EPOCH, INSTRUCTION):
+            return
         if source is not None:
-            self._take_sample(topic, raw, arrival, stamp)
+            self._take_sample(topic, raw, number, arrival, stamp)
             if isinstance(self._ticks, _Grid):
                 self._ticks.start_when(self._all_there, arrival)
             return
@@ -244,12 +291,11 @@ class _Pass:
     def _all_there(self) -> bool:
         return all(self.rig.sampler.newest_ns(name) is not None for name in self._columns.samples)
 
-    def _take_sample(self, topic: str, raw: bytes, arrival: int, stamp: int) -> None:
+    def _take_sample(self, topic: str, raw: bytes, number: int, arrival: int, stamp: int) -> None:
         role = self._roles.get(topic)
         frame = None
         if role is not None:
-            frame = _Frame(self._numbers[topic], self._problem(role, raw))
-            self._numbers[topic] += 1
+            frame = _Frame(number, self._problem(role, raw))
         self.rig.accept(topic, raw, arrival, frame)
         stamps, arrivals = self._timing[topic]
         stamps.append(stamp if self.streams.stamp_source == "header" else arrival)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ki_ros.data.recording import Event
 from ki_ros.observation.buffer import NANOSECONDS
@@ -62,30 +63,69 @@ class Window:
     note: str = ""
 
 
-def episode_windows(events: Sequence[Event], first_ns: int, begin_ns: int) -> list[Window]:
+class Stretch(NamedTuple):
+    """A recording, or its part between two times at which the clock was set back.
+
+    Attributes:
+        events: in order of arrival.
+        first_ns: the first reference time [ns].
+        begin_ns: when the first message arrived [ns].
+    """
+
+    events: Sequence[Event]
+    first_ns: int
+    begin_ns: int
+
+
+def episode_windows(stretches: Sequence[Stretch]) -> list[list[Window]]:
     """The episodes of a recording.
 
     Args:
-        events: in order of arrival.
-        first_ns: the first reference time [ns].
-        begin_ns: when the recording's first message arrived [ns].
+        stretches: in the order of recording. An episode that goes on in the next is two, the second with its outcome.
 
     Returns:
-        Windows in order, not overlapping. A time without an instruction before one that has one is no episode.
+        Of each stretch, windows in order, not overlapping. A time without an instruction before one that has one is no
+        episode.
     """
-    marks = _of_this_recording([e for e in events if isinstance(e.message, EpisodeFields)], first_ns, begin_ns)
-    windows = _recorded(marks) or [Window("", "", Outcome.UNKNOWN, "", first_ns, None)]
-    return [part for window in windows for part in _by_instruction(window, events, first_ns)]
+    whole: list[Stretch] = []
+    for stretch in stretches:
+        before = _in_force(whole[-1].events, stretch.begin_ns) if whole else []
+        whole.append(stretch._replace(events=[*before, *stretch.events]))
+    marks = [_of_this_recording(stretch) for stretch in whole]
+    return [
+        [
+            part
+            for window in (_recorded(own) if any(marks) else [Window("", "", Outcome.UNKNOWN, "", first, None)])
+            for part in _by_instruction(window, events, first)
+        ]
+        for (events, first, _), own in zip(whole, marks, strict=True)
+    ]
 
 
-def _of_this_recording(marks: Sequence[Event], first_ns: int, begin_ns: int) -> list[Event]:
-    """The marks without those of episodes that were over when there was something to observe.
+def _in_force(events: Sequence[Event], at_ns: int) -> list[Event]:
+    """What goes on when the clock is set back to a time [ns]: the instruction, and an episode that has not ended."""
+    marks = [event for event in events if isinstance(event.message, EpisodeFields)]
+    epochs = [e for e in events if isinstance(e.message, EpochFields) and e.message.instruction.strip()]
+    texts = [event for event in events if isinstance(event.message, str) and event.message.strip()]
+    held = [epochs[-1].message._replace(stamp_ns=0)] if epochs else []
+    held += [texts[-1].message] if texts else []
+    if marks and marks[-1].message.event == START:
+        begun = marks[-1].message
+        if epochs and _set_at(epochs[-1]) > marks[-1].arrival_ns:
+            begun = begun._replace(instruction=epochs[-1].message.instruction)
+        held.append(begun._replace(stamp_ns=0))
+    return [Event(at_ns, message) for message in held]
+
+
+def _of_this_recording(stretch: Stretch) -> list[Event]:
+    """The beginnings and ends of episodes without those of episodes that were over when there was something to observe.
 
     Topics are found one after the other, so the first observation may be seconds behind the first message. What began
     in the recording is one of its episodes even if nothing was observed of it.
     """
-    begun = {e.message.id for e in marks if e.message.event == START and _set_at(e) >= begin_ns}
-    over = {e.message.id for e in marks if e.message.event == STOP and _set_at(e) < first_ns}
+    marks = [event for event in stretch.events if isinstance(event.message, EpisodeFields)]
+    begun = {e.message.id for e in marks if e.message.event == START and _set_at(e) >= stretch.begin_ns}
+    over = {e.message.id for e in marks if e.message.event == STOP and _set_at(e) < stretch.first_ns}
     return [event for event in marks if event.message.id not in over - begun]
 
 

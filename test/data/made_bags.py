@@ -105,8 +105,12 @@ class MadeBag:
         return self
 
     def set_clock(self, t: float, seconds: float) -> None:
-        """What arrives from this time of the recording on [s] is logged and stamped so much later, or earlier [s]."""
+        """What arrives from this time of the recording on [s] is logged and stamped so much later, or earlier [s].
+
+        From then on the messages are in the order of arrival.
+        """
         shift = round(seconds * S)
+        self.messages = self.ordered()
         for i, (topic, kind, log, raw) in enumerate(self.messages):
             if log >= ns(t):
                 self.messages[i] = (topic, kind, log + shift, stamped(raw, kind, shift))
@@ -114,9 +118,9 @@ class MadeBag:
     def ordered(self) -> list[tuple[str, str, int, bytes]]:
         return sorted(self.messages, key=lambda message: message[2])
 
-    def write(self, directory: Path) -> Path:
+    def write(self, directory: Path, *, by_log_time: bool = True) -> Path:
         with BagWriter(directory) as writer:
-            for topic, kind, time, raw in self.ordered():
+            for topic, kind, time, raw in self.ordered() if by_log_time else self.messages:
                 writer.add_topic(topic, TYPES[kind])
                 writer.write(topic, time, raw)
         return directory

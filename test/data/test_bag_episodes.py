@@ -190,6 +190,67 @@ def test_one_camera_with_a_clock_of_its_own_is_refused_and_the_others_are_read_b
     assert not episode.refusals
 
 
+def turning(seconds: float, rate: float = 0.3) -> MadeBag:
+    """The first joint turns steadily [rad/s], and is commanded to; the pictures' numbers tell their time."""
+    made = MadeBag()
+    made.camera("exterior_1", np.arange(0, seconds, 1 / 30))
+    made.camera("wrist", np.arange(0.011, seconds, 1 / 30), first=100_000)
+    made.arm(np.arange(0, seconds, 1 / 200), lambda t: np.array([rate * t, -0.6, 0, -2.4, 0, 1.9, 0]))
+    made.gripper(np.arange(0.002, seconds, 1 / 50))
+    for t in np.arange(0.0, seconds, 0.01):
+        made.command(t, [rate * (t + 0.05), -0.6, 0, -2.4, 0, 1.9, 0])
+    return made
+
+
+@pytest.mark.parametrize("back", [0.15, 0.6, 2.0, 3600.0])
+def test_no_step_mixes_what_was_before_and_after_a_clock_was_set_back(tmp_path, back):
+    made = turning(6.0)
+    made.instruction(0.0, "turn")
+    # Cameras are slower than the arm: pictures from before are still underway.
+    made.messages = [m if m[1] != "image" else (*m[:2], m[2] + S // 20, m[3]) for m in made.messages]
+    before, underway = (sum(message[2] < ns(t) for message in made.messages) for t in (3.0, 3.05))
+    made.set_clock(3.0, -back)
+    for i, (topic, kind, log, raw) in enumerate(made.messages[before:underway], before):
+        if kind == "image":
+            made.messages[i] = (topic, kind, log, stamped(raw, kind, round(back * S)))
+    episodes = read_episodes(made.write(tmp_path / "bag", by_log_time=False))
+    assert len(episodes) == 2
+    # Until a second after the clock was set back, when nothing stamped before can be underway any more.
+    for episode, begin, end in zip(episodes, (0.1, 4.0), (3.0, 6.0), strict=True):
+        assert episode.instruction == "turn"
+        assert len(episode) == pytest.approx((end - begin) * 15, abs=3)
+        shift = round(back * S) if episode is episodes[1] else 0
+        times = (episode.stamps_ns + shift - START) / S
+        # The arm's states end 50 ms before the pictures do, and its commands with a step, not before that ends.
+        np.testing.assert_allclose(episode.states[:, 0], 0.3 * times, atol=0.3 * 0.06)
+        np.testing.assert_allclose(episode.targets[:-1, 0], 0.3 * (times[:-1] + 1 / 15 + 0.05), atol=0.3 * 0.06)
+        for step in (0, len(episode) // 2, len(episode) - 1):
+            taken = int((episode.samples_ns["exterior_1"][step] + shift - START) / S * 30 + 0.5)
+            assert times[step] - 0.12 < taken / 30 <= times[step]
+            np.testing.assert_array_equal(
+                episode.views(step)[CameraRole.EXTERIOR_1], resize_with_pad(picture(taken), 224)
+            )
+        assert any(damage.kind == "clock" and "was set back" in damage.detail for damage in episode.damage)
+
+
+def test_an_episode_goes_on_when_the_clock_is_set_back(tmp_path):
+    """It is two, and the operator's word holds for the part in which it was given."""
+    made = turning(8.0)
+    made.put("/episode", "episode", 0.5, encode.episode(ns(0.5), "a", "one", 0, 0, "panda", ""))
+    made.epoch(1.0, "two")
+    made.put("/episode", "episode", 6.0, encode.episode(ns(6.0), "a", "", 1, 1, "panda", ""))
+    made.start(7.0, "b", "three")
+    made.set_clock(3.0, -100.0)
+    episodes = read_episodes(made.write(tmp_path / "bag", by_log_time=False))
+    assert [(e.id, e.instruction, e.outcome, e.complete) for e in episodes] == [
+        ("a", "one", "unknown", True),
+        ("a#2", "two", "unknown", False),
+        ("a#3", "two", "success", True),
+        ("b", "three", "unknown", False),
+    ]
+    assert [round((e.stamps_ns[0] - START) / S, 1) for e in episodes] == [0.5, 1.0, -96.0, -93.0]
+
+
 # What begins and ends an episode
 
 
