@@ -24,8 +24,12 @@ from ki_ros.data.bag_views import BagViews
 from ki_ros.data.idle import idle_steps
 from ki_ros.data.recording import Recording, RecordingError, Refused, Timing, UndecodableError, sample_recording
 from ki_ros.data.windows import Outcome, Stretch, Window, episode_windows
+from ki_ros.observation.buffer import NANOSECONDS
 from ki_ros.observation.rig_streams import RigStreams
 from ki_ros.rig import CameraRole
+
+# An episode that is observed no longer up to so many steps before its end was still going on then.
+_END_STEPS = 1.5
 
 __all__ = ["Episode", "Outcome", "RecordingError", "UndecodableError", "read_episodes"]
 
@@ -53,6 +57,8 @@ class Episode:
         substituted: steps by stream whose sample the live node had, but the recording lacks: an older one stands in.
         exact: whether the reference times and samples are those of the live node.
         complete: whether its end was recorded.
+        ended: whether somebody ended it as a success or a failure, and it was observed until then: then it is known
+            that it went on no further than its last step.
         note: of the operator.
         streams: what was sampled.
         samples_ns: by stream, (T,) int64, the stamps of the samples.
@@ -78,6 +84,7 @@ class Episode:
     substituted: Counter[str]
     exact: bool
     complete: bool
+    ended: bool
     note: str
     streams: RigStreams
     samples_ns: dict[str, np.ndarray]
@@ -151,11 +158,13 @@ def read_episodes(
 
 
 class _Steps(NamedTuple):
-    """Steps of an episode: T rows of the recording, their segments and their targets."""
+    """Steps of an episode: T rows of the recording, their segments and their targets, and when the last segment's last
+    observation was [ns], which is no step if it has no target."""
 
     rows: np.ndarray
     segment: np.ndarray
     targets: Targets
+    last_ns: int
 
 
 def _parts(recording: Recording, window: Window) -> Iterator[_Steps]:
@@ -171,7 +180,8 @@ def _parts(recording: Recording, window: Window) -> Iterator[_Steps]:
         known = np.isfinite(values).all(axis=1)
         if known.any():
             numbers = np.unique(segment[known], return_inverse=True)[1].astype(np.int32)
-            yield _Steps(part[known], numbers, Targets(values[known], source, commanded[known]))
+            last = int(recording.stamps_ns[part][segment == segment[known][-1]][-1])
+            yield _Steps(part[known], numbers, Targets(values[known], source, commanded[known]), last)
 
 
 def _episode(bag: Bag, recording: Recording, window: Window, steps: _Steps) -> Episode:
@@ -197,6 +207,7 @@ def _episode(bag: Bag, recording: Recording, window: Window, steps: _Steps) -> E
         substituted=Counter(stream for time, stream in recording.substituted if _inside(window, time)),
         exact=recording.exact,
         complete=window.complete,
+        ended=window.ended and window.end_ns - steps.last_ns <= _END_STEPS / streams.rate * NANOSECONDS,
         note=window.note,
         streams=streams,
         samples_ns={name: values[rows] for name, values in recording.sample_stamps_ns.items()},

@@ -50,6 +50,8 @@ class Window:
         begin_ns: its first reference time [ns].
         end_ns: its last [ns]; None: to the end of the recording.
         complete: whether its end was recorded. A recording without episodes is complete as it is.
+        ended: whether somebody ended it then, as a success or a failure: not a new instruction, a full disk, or the end
+            of the recording.
         note: of the operator.
     """
 
@@ -60,6 +62,7 @@ class Window:
     begin_ns: int
     end_ns: int | None
     complete: bool = True
+    ended: bool = False
     note: str = ""
 
 
@@ -146,7 +149,8 @@ def _recorded(marks: Sequence[Event]) -> list[Window]:
             window = _window(begun or event, begin, event.arrival_ns)
             outcome = _OUTCOMES.get(message.outcome, Outcome.UNKNOWN)
             note = message.note or window.note
-            windows.append(replace(window, outcome=outcome, note=note, complete=True))
+            ended = outcome is not Outcome.UNKNOWN
+            windows.append(replace(window, outcome=outcome, note=note, complete=True, ended=ended))
             begun, end_of_last = None, event.arrival_ns + 1
     if begun is not None:
         windows.append(_window(begun, begun.arrival_ns, None))
@@ -182,7 +186,7 @@ def _by_instruction(window: Window, events: Sequence[Event], first_ns: int) -> l
     for (time, instruction), following in zip(changes, [*changes[1:], None], strict=True):
         part = replace(window, instruction=instruction, begin_ns=max(time, window.begin_ns))
         if following is not None:
-            part = replace(part, end_ns=following[0] - 1, outcome=Outcome.UNKNOWN, complete=True)
+            part = replace(part, end_ns=following[0] - 1, outcome=Outcome.UNKNOWN, complete=True, ended=False)
         if part.end_ns is None or part.end_ns >= part.begin_ns:
             parts.append(part)
     return parts

@@ -242,11 +242,11 @@ def test_an_episode_goes_on_when_the_clock_is_set_back(tmp_path):
     made.start(7.0, "b", "three")
     made.set_clock(3.0, -100.0)
     episodes = read_episodes(made.write(tmp_path / "bag", by_log_time=False))
-    assert [(e.id, e.instruction, e.outcome, e.complete) for e in episodes] == [
-        ("a", "one", "unknown", True),
-        ("a#2", "two", "unknown", False),
-        ("a#3", "two", "success", True),
-        ("b", "three", "unknown", False),
+    assert [(e.id, e.instruction, e.outcome, e.complete, e.ended) for e in episodes] == [
+        ("a", "one", "unknown", True, False),
+        ("a#2", "two", "unknown", False, False),
+        ("a#3", "two", "success", True, True),
+        ("b", "three", "unknown", False, False),
     ]
     assert [round((e.stamps_ns[0] - START) / S, 1) for e in episodes] == [0.5, 1.0, -96.0, -93.0]
 
@@ -387,6 +387,45 @@ def test_the_instruction_of_a_plain_recording(tmp_path, latched):
 def test_no_instruction_at_all(tmp_path):
     (episode,) = recorded(tmp_path, MadeBag().rig(1.0))
     assert episode.instruction == ""
+
+
+def cut_off(made: MadeBag, topic: str, t: float) -> None:
+    """Nothing more of a topic from this time of the recording on [s]."""
+    made.messages = [message for message in made.messages if message[0] != topic or message[2] < ns(t)]
+
+
+@pytest.mark.parametrize("commanded", [True, False])
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("ended by somebody", [True]),
+        ("ended late", [False]),
+        ("ended by nobody", [False]),
+        ("killed", [False]),
+        ("another instruction", [False, True]),
+        ("a gap", [True]),
+        ("plain", [False]),
+    ],
+)
+def test_an_episode_ended_where_somebody_ended_it_and_it_was_seen(tmp_path, how, expected, commanded):
+    made = MadeBag().rig(3.0)
+    if commanded:
+        for t in np.arange(0.05, 3.0, 0.01):
+            made.command(t, joints_at(t + 0.02), 0.1)
+    made.instruction(0.0, "go")
+    if how != "plain":
+        made.start(0.5, "a", "go")
+    if how not in ("plain", "killed"):
+        made.stop(2.5, "a", outcome=0 if how == "ended by nobody" else 1)
+    if how == "ended late":
+        # The camera failed: nobody saw what the arm did until the operator noticed.
+        cut_off(made, CAMERAS["wrist"], 2.0)
+    elif how == "another instruction":
+        made.epoch(1.5, "stop")
+    elif how == "a gap":
+        gone = [m for m in made.messages if m[0] == CAMERAS["wrist"] and ns(1.0) < m[2] < ns(1.5)]
+        made.messages = [message for message in made.messages if message not in gone]
+    assert [episode.ended for episode in recorded(tmp_path, made)] == expected
 
 
 def test_an_episode_without_an_observation_is_told_as_damage(tmp_path):
