@@ -10,7 +10,7 @@ bag_views   the pictures, as they are asked for
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,20 +139,23 @@ def read_episodes(
     episodes: list[Episode] = []
     empty: list[Damage] = []
     names: Counter[str] = Counter()
-    for recording, windows in zip(recordings, episode_windows(stretches), strict=True):
-        for window in windows:
-            name = window.id or opened.path.name
-            parts = list(_parts(recording, window))
-            for steps in parts:
-                names[name] += 1
-                id_ = name if names[name] == 1 else f"{name}#{names[name]}"
-                episodes.append(_episode(opened, recording, replace(window, id=id_), steps))
-            if not parts and window.id:
-                why = _said(r for r in recording.refused if _inside(window, r.reference_ns))
-                empty.append(Damage(opened.path, "episode", f"no observation: {why}", f"episode {window.id!r}"))
+    windows = [
+        (recording, window)
+        for recording, its in zip(recordings, episode_windows(stretches), strict=True)
+        for window in its
+    ]
+    for recording, window in windows:
+        name = window.id or opened.path.name
+        parts = list(_parts(recording, window))
+        for steps in parts:
+            names[name] += 1
+            id_ = name if names[name] == 1 else f"{name}#{names[name]}"
+            episodes.append(_episode(opened, recording, replace(window, id=id_), steps))
+        if not parts and window.id:
+            why = _why_empty([(recording, window)])
+            empty.append(Damage(opened.path, "episode", why, f"episode {window.id!r}"))
     if not episodes:
-        refused = [each for recording in recordings for each in recording.refused]
-        raise RecordingError(f"{opened.path} has no observation: {_said(refused)}")
+        raise RecordingError(f"{opened.path} has {_why_empty(windows)}")
     damage = [*opened.damage, *empty]
     return [replace(episode, damage=damage) for episode in episodes]
 
@@ -228,11 +231,27 @@ def _between(timing: Timing, first_ns: int, last_ns: int) -> Timing:
     return Timing(timing.stamps_ns[chosen], timing.arrivals_ns[chosen])
 
 
-def _said(refused: Iterable[Refused]) -> str:
-    """What was refused and why, the most frequent first."""
-    counts = Counter((each.stream, each.reason) for each in refused)
-    if not counts:
-        return "its topics never had a message each"
-    total = sum(counts.values())
-    reasons = (f"{stream} {reason} ({count})" for (stream, reason), count in counts.most_common(4))
-    return f"{total} of {total} times were refused: {', '.join(reasons)}"
+def _why_empty(windows: Sequence[tuple[Recording, Window]]) -> str:
+    """What windows of these recordings lack so that they have no step, and why."""
+    observed = sum(int(_inside(window, recording.stamps_ns).sum()) for recording, window in windows)
+    if observed:
+        which = (
+            "its only observation has no target" if observed == 1 else f"its {observed} observations have no targets"
+        )
+        return (
+            f"no step: {which}, as no command was in force and none of the same episode follows a step later; record "
+            "the commands, or for longer"
+        )
+    refused = [
+        each for recording, window in windows for each in recording.refused if _inside(window, each.reference_ns)
+    ]
+    if refused:
+        counts = Counter((each.stream, each.reason) for each in refused)
+        reasons = (f"{stream} {reason} ({count})" for (stream, reason), count in counts.most_common(4))
+        return f"no observation: {len(refused)} of {len(refused)} times were refused: {', '.join(reasons)}"
+    if any(len(recording.stamps_ns) or recording.refused for recording, _ in windows):
+        return "no observation: none of the times that were sampled is in it"
+    silent = sorted({name for r, _ in windows for name, timing in r.timing.items() if not len(timing.stamps_ns)})
+    if silent:
+        return f"no observation: no message of {', '.join(silent)} was recorded; start the driver, or correct its topic"
+    return "no observation: no time at which every stream had a message of use"

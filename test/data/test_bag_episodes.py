@@ -7,9 +7,9 @@ import itertools
 import cv2
 import numpy as np
 import pytest
-from made_bags import CAMERAS, START, MadeBag, S, joints_at, ns, picture, stamped
+from made_bags import CAMERAS, START, TYPES, MadeBag, S, joints_at, ns, picture, stamped
 
-from ki_ros.data.bag import encode
+from ki_ros.data.bag import BagWriter, encode
 from ki_ros.data.episodes import Outcome, RecordingError, read_episodes
 from ki_ros.data.idle import idle_steps
 from ki_ros.observation import cdr
@@ -436,6 +436,33 @@ def test_an_episode_without_an_observation_is_told_as_damage(tmp_path):
     made.stop(6.0, "blind")
     (episode,) = recorded(tmp_path, made)
     assert any("'blind'" in damage.lost for damage in episode.damage)
+
+
+def test_an_observation_without_a_target_is_no_step_and_that_is_said(tmp_path):
+    """Without commands the target is what is measured a step later: of a single observation there is none."""
+    made = MadeBag().rig(1.5)
+    made.start(0.5, "one", "go")
+    made.stop(0.56, "one")
+    with pytest.raises(RecordingError, match="has no step: its only observation has no target, as no command"):
+        recorded(tmp_path, made)
+    made.start(0.8, "two", "go")
+    made.stop(1.2, "two")
+    (episode,) = read_episodes(made.write(tmp_path / "two"))
+    (damage,) = episode.damage
+    assert "no step: its only observation has no target" in damage.detail
+    assert damage.lost == "episode 'one'"
+
+
+def test_a_stream_without_a_message_is_named(tmp_path):
+    made = MadeBag().rig(1.0)
+    cut_off(made, CAMERAS["wrist"], 0.0)
+    with BagWriter(tmp_path / "bag") as writer:
+        writer.add_topic(CAMERAS["wrist"], "sensor_msgs/msg/Image")
+        for topic, kind, time, raw in made.ordered():
+            writer.add_topic(topic, TYPES[kind])
+            writer.write(topic, time, raw)
+    with pytest.raises(RecordingError, match="has no observation: no message of wrist was recorded"):
+        read_episodes(tmp_path / "bag")
 
 
 # Actions
