@@ -144,7 +144,7 @@ class Bag:
         blocks = [(number, block) for number in order for block in self._files[number][1].blocks()]
         found = set_backs([block for _, block in blocks])
         for at in found:
-            detail = f"behind {at.from_ns} ns log times go back by {at.by_ns / 1e9:.3f} s: the clock was set back there"
+            detail = f"after {at.from_ns} ns log times go back by {at.by_ns / 1e9:.3f} s: the clock was set back there"
             self._log.note(self._files[blocks[at.block][0]][0], "clock", detail, "how much time passed there")
         stretches = split([block for _, block in blocks], found)
         return [[(blocks[number][0], block) for number, block in stretch] for stretch in stretches]

@@ -242,7 +242,7 @@ def test_what_is_recorded_after_the_clock_was_set_back_follows_what_was_before(t
     assert len(told) == len(back)
     for detail, (k, by) in zip(told, back.items(), strict=True):
         seconds = (by - (messages(100)[k][1] - messages(100)[k - 1][1])) / 1e9
-        assert f"behind {written[k - 1][1]} ns log times go back by {seconds:.3f} s" in detail
+        assert f"after {written[k - 1][1]} ns log times go back by {seconds:.3f} s" in detail
     assert {entry.kind for entry in damage} <= {"clock", "metadata"}
     assert read(tmp_path / "bag", {"/camera"})[0] == [message for message in written if message[0] == "/camera"]
 
