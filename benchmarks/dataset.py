@@ -93,6 +93,7 @@ class Scenes:
     robot: str = "panda"
     rate: float = RATE
     action_source: str = "joint_command"
+    ended: bool = True
     damage: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

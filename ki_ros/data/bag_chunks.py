@@ -35,7 +35,8 @@ class BagChunks:
     the chunks before them: no chunk has a gap.
 
     With `hold_after_end`, rows past an episode's end are trained on too: holding is what the policy is to do when it
-    is done. Rows past the end of a segment inside an episode never are: the arm went on, but nobody saw how.
+    is done. Rows past the end of a segment inside an episode never are, nor those past the last step of an episode of
+    which more is unknown (`CachedEpisode.ended`): the arm went on, but nobody saw how.
 
     A picture is decoded when a sample with it is asked for. Can be pickled: another process opens the cache by itself.
     """
@@ -63,7 +64,8 @@ class BagChunks:
             views: cameras of a sample; none to train on states alone.
             outcomes: of "success", "failure" and "unknown", those of episodes to take.
             drop_idle: whether idle steps are left out, but for the first few.
-            hold_after_end: whether actions past an episode's end count. Right for demonstrations that end at rest.
+            hold_after_end: whether actions past the end of an episode that `ended` count. Right for demonstrations
+                that end at rest.
             episodes: numbers of episodes in the cache to choose from; all when None.
             missing_views: what to do with episodes that have no pictures of one of `views`: refuse them, or leave that
                 view out of their samples.
@@ -95,10 +97,11 @@ class BagChunks:
             kept = np.concatenate([_kept(_segments(cache, episode), _idle(cache, episode)) for episode in chosen])
             rows, ends = rows[kept], ends[kept]
         self._steps, self._ends = rows, ends
-        # Up to where rows of actions count: without a limit where the segment is the episode's last.
+        # Up to where rows of actions count: without a limit where the segment ends with the episode.
         self._limits = ends.copy()
         if hold_after_end:
-            self._limits[np.isin(ends, [e.first + e.length for e in chosen])] = np.iinfo(ends.dtype).max
+            done = [episode.first + episode.length for episode in chosen if episode.ended]
+            self._limits[np.isin(ends, done)] = np.iinfo(ends.dtype).max
         self._hold_after_end = hold_after_end
 
     @property

@@ -23,6 +23,9 @@ MOST_REFUSED = (0.01, 0.1)
 """Share of times without an observation: above the first doubtful, above the second bad. So below."""
 MOST_LOST = (0.02, 0.2)
 """Share of a stream's messages that are missing between others."""
+MOST_SILENT = 5.0
+"""A longer time in which no stream has a message is none of missing ones: the recording was paused, or its clock set
+forward [s]."""
 MOST_SUBSTITUTED = (0.0, 0.1)
 """Share of steps whose sample the recorder lost."""
 MOST_IDLE = (0.5, 0.95)
@@ -58,9 +61,9 @@ class StreamFigures:
     """Timing of a stream's messages by their stamps.
 
     Attributes:
-        rate: messages a second; None for less than two.
+        rate: messages a second, silences left out; None for less than two.
         longest_gap: longest time between two messages [s]; None for less than two.
-        lost: messages that are missing: what fits into longer times between two than the usual.
+        lost: messages that are missing: what fits into longer times between two than the usual, but for silences.
         lost_share: of all that there should be.
         delay: median of the time from stamp to arrival [s]; None without messages.
         age: of its samples, the highest [s].
@@ -83,6 +86,7 @@ class EpisodeFigures:
         seconds: from the first step to the last [s].
         steps: their number.
         segments: stretches without a gap.
+        silent: silences, together [s]: times above `MOST_SILENT` in which no stream has a message.
         rate: of the steps within segments, by the median [Hz]; None where no two follow each other.
         streams: by stream.
         refused: times without an observation by "stream reason", and by "topic reason" commands of no use.
@@ -108,6 +112,7 @@ class EpisodeFigures:
     seconds: float
     steps: int
     segments: int
+    silent: float
     rate: float | None
     streams: dict[str, StreamFigures]
     refused: dict[str, int]
@@ -170,6 +175,7 @@ def check_episode(episode: Episode) -> EpisodeFigures:
     tracked = follows & episode.commanded[:-1]
     apart = np.abs(episode.targets[:-1] - episode.states[1:])[tracked, :NUM_JOINTS]
     refused = len(episode.refused)
+    silences = _silences(episode)
     figures = EpisodeFigures(
         bag=str(episode.bag),
         id=episode.id,
@@ -182,8 +188,9 @@ def check_episode(episode: Episode) -> EpisodeFigures:
         seconds=float(stamps[-1] - stamps[0]) / NANOSECONDS,
         steps=len(episode),
         segments=int(segment[-1]) + 1,
+        silent=float(np.diff(silences).sum()) / NANOSECONDS,
         rate=1 / float(np.median(intervals)) if len(intervals) else None,
-        streams={name: _stream(episode, name) for name in episode.samples_ns},
+        streams={name: _stream(episode, name, silences) for name in episode.samples_ns},
         refused={" ".join(key): count for key, count in sorted(episode.refusals.items())},
         refused_share=refused / (refused + len(episode)),
         skew=(float(np.median(skew)), float(skew.max())),
@@ -198,7 +205,14 @@ def check_episode(episode: Episode) -> EpisodeFigures:
     return EpisodeFigures(**{**vars(figures), "findings": tuple(findings)})
 
 
-def _stream(episode: Episode, name: str) -> StreamFigures:
+def _silences(episode: Episode) -> np.ndarray:
+    """Beginnings and ends of the times in which no stream has a message, (N, 2) int64 [ns]."""
+    stamps = np.unique(np.concatenate([timing.stamps_ns for timing in episode.timing.values()]))
+    at = np.flatnonzero(np.diff(stamps) > MOST_SILENT * NANOSECONDS)
+    return np.stack((stamps[at], stamps[at + 1]), axis=1)
+
+
+def _stream(episode: Episode, name: str, silences: np.ndarray) -> StreamFigures:
     stamps, arrivals = episode.timing[name]
     ages = (episode.stamps_ns - episode.samples_ns[name]) / NANOSECONDS
     delay = float(np.median(arrivals - stamps)) / NANOSECONDS if len(stamps) else None
@@ -206,8 +220,11 @@ def _stream(episode: Episode, name: str) -> StreamFigures:
     if len(times) < 2:
         return StreamFigures(None, None, 0, 0.0, delay, float(ages.max()))
     intervals = np.diff(times) / NANOSECONDS
-    lost = int(np.maximum(np.round(intervals / np.median(intervals)) - 1, 0).sum())
-    rate = len(intervals) / float(times[-1] - times[0]) * NANOSECONDS
+    heard = intervals.copy()
+    for begin, end in silences[(silences[:, 0] >= times[0]) & (silences[:, 1] <= times[-1])]:
+        heard[np.searchsorted(times, begin, side="right") - 1] -= (end - begin) / NANOSECONDS
+    lost = int(np.maximum(np.round(heard / np.median(heard)) - 1, 0).sum())
+    rate = len(heard) / float(heard.sum())
     return StreamFigures(rate, float(intervals.max()), lost, lost / (lost + len(times)), delay, float(ages.max()))
 
 
@@ -251,6 +268,8 @@ def _findings(figures: EpisodeFigures, episode: Episode) -> list[Finding]:
         by_share(figures.refused_share, MOST_REFUSED, text)
     for name, stream in figures.streams.items():
         by_share(stream.lost_share, MOST_LOST, f"{name}: {stream.lost} messages missing ({stream.lost_share:.1%})")
+    if figures.silent:
+        add(Verdict.DOUBTFUL, f"in the middle nothing was recorded for {figures.silent:.0f} s")
     by_share(
         figures.substituted_share,
         MOST_SUBSTITUTED,

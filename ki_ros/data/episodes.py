@@ -10,7 +10,7 @@ bag_views   the pictures, as they are asked for
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +23,13 @@ from ki_ros.data.bag_streams import find_streams
 from ki_ros.data.bag_views import BagViews
 from ki_ros.data.idle import idle_steps
 from ki_ros.data.recording import Recording, RecordingError, Refused, Timing, UndecodableError, sample_recording
-from ki_ros.data.windows import Outcome, Window, episode_windows
+from ki_ros.data.windows import Outcome, Stretch, Window, episode_windows
+from ki_ros.observation.buffer import NANOSECONDS
 from ki_ros.observation.rig_streams import RigStreams
 from ki_ros.rig import CameraRole
+
+# An episode that is observed no longer up to so many steps before its end was still going on then.
+_END_STEPS = 1.5
 
 __all__ = ["Episode", "Outcome", "RecordingError", "UndecodableError", "read_episodes"]
 
@@ -53,6 +57,8 @@ class Episode:
         substituted: steps by stream whose sample the live node had, but the recording lacks: an older one stands in.
         exact: whether the reference times and samples are those of the live node.
         complete: whether its end was recorded.
+        ended: whether somebody ended it as a success or a failure, and it was observed until then: then it is known
+            that it went on no further than its last step.
         note: of the operator.
         streams: what was sampled.
         samples_ns: by stream, (T,) int64, the stamps of the samples.
@@ -78,6 +84,7 @@ class Episode:
     substituted: Counter[str]
     exact: bool
     complete: bool
+    ended: bool
     note: str
     streams: RigStreams
     samples_ns: dict[str, np.ndarray]
@@ -127,12 +134,17 @@ def read_episodes(
     opened = open_bag(Path(bag))
     if streams is None:
         streams = find_streams(opened, commands)
-    recording = sample_recording(opened, streams, commands, decode_images=decode_images)
-    first = int(recording.stamps_ns[0]) if len(recording.stamps_ns) else 0
+    recordings = sample_recording(opened, streams, commands, decode_images=decode_images)
+    stretches = [Stretch(r.events, int(r.stamps_ns[0]) if len(r.stamps_ns) else 0, r.begin_ns) for r in recordings]
     episodes: list[Episode] = []
     empty: list[Damage] = []
     names: Counter[str] = Counter()
-    for window in episode_windows(recording.events, first):
+    windows = [
+        (recording, window)
+        for recording, its in zip(recordings, episode_windows(stretches), strict=True)
+        for window in its
+    ]
+    for recording, window in windows:
         name = window.id or opened.path.name
         parts = list(_parts(recording, window))
         for steps in parts:
@@ -140,20 +152,22 @@ def read_episodes(
             id_ = name if names[name] == 1 else f"{name}#{names[name]}"
             episodes.append(_episode(opened, recording, replace(window, id=id_), steps))
         if not parts and window.id:
-            why = _said(r for r in recording.refused if _inside(window, r.reference_ns))
-            empty.append(Damage(opened.path, "episode", f"no observation: {why}", f"episode {window.id!r}"))
+            why = _why_empty([(recording, window)])
+            empty.append(Damage(opened.path, "episode", why, f"episode {window.id!r}"))
     if not episodes:
-        raise RecordingError(f"{opened.path} has no observation: {_said(recording.refused)}")
+        raise RecordingError(f"{opened.path} has {_why_empty(windows)}")
     damage = [*opened.damage, *empty]
     return [replace(episode, damage=damage) for episode in episodes]
 
 
 class _Steps(NamedTuple):
-    """Steps of an episode: T rows of the recording, their segments and their targets."""
+    """Steps of an episode: T rows of the recording, their segments and their targets, and when the last segment's last
+    observation was [ns], which is no step if it has no target."""
 
     rows: np.ndarray
     segment: np.ndarray
     targets: Targets
+    last_ns: int
 
 
 def _parts(recording: Recording, window: Window) -> Iterator[_Steps]:
@@ -169,7 +183,8 @@ def _parts(recording: Recording, window: Window) -> Iterator[_Steps]:
         known = np.isfinite(values).all(axis=1)
         if known.any():
             numbers = np.unique(segment[known], return_inverse=True)[1].astype(np.int32)
-            yield _Steps(part[known], numbers, Targets(values[known], source, commanded[known]))
+            last = int(recording.stamps_ns[part][segment == segment[known][-1]][-1])
+            yield _Steps(part[known], numbers, Targets(values[known], source, commanded[known]), last)
 
 
 def _episode(bag: Bag, recording: Recording, window: Window, steps: _Steps) -> Episode:
@@ -195,6 +210,7 @@ def _episode(bag: Bag, recording: Recording, window: Window, steps: _Steps) -> E
         substituted=Counter(stream for time, stream in recording.substituted if _inside(window, time)),
         exact=recording.exact,
         complete=window.complete,
+        ended=window.ended and window.end_ns - steps.last_ns <= _END_STEPS / streams.rate * NANOSECONDS,
         note=window.note,
         streams=streams,
         samples_ns={name: values[rows] for name, values in recording.sample_stamps_ns.items()},
@@ -215,11 +231,27 @@ def _between(timing: Timing, first_ns: int, last_ns: int) -> Timing:
     return Timing(timing.stamps_ns[chosen], timing.arrivals_ns[chosen])
 
 
-def _said(refused: Iterable[Refused]) -> str:
-    """What was refused and why, the most frequent first."""
-    counts = Counter((each.stream, each.reason) for each in refused)
-    if not counts:
-        return "its topics never had a message each"
-    total = sum(counts.values())
-    reasons = (f"{stream} {reason} ({count})" for (stream, reason), count in counts.most_common(4))
-    return f"{total} of {total} times were refused: {', '.join(reasons)}"
+def _why_empty(windows: Sequence[tuple[Recording, Window]]) -> str:
+    """What windows of these recordings lack so that they have no step, and why."""
+    observed = sum(int(_inside(window, recording.stamps_ns).sum()) for recording, window in windows)
+    if observed:
+        which = (
+            "its only observation has no target" if observed == 1 else f"its {observed} observations have no targets"
+        )
+        return (
+            f"no step: {which}, as no command was in force and none of the same episode follows a step later; record "
+            "the commands, or for longer"
+        )
+    refused = [
+        each for recording, window in windows for each in recording.refused if _inside(window, each.reference_ns)
+    ]
+    if refused:
+        counts = Counter((each.stream, each.reason) for each in refused)
+        reasons = (f"{stream} {reason} ({count})" for (stream, reason), count in counts.most_common(4))
+        return f"no observation: {len(refused)} of {len(refused)} times were refused: {', '.join(reasons)}"
+    if any(len(recording.stamps_ns) or recording.refused for recording, _ in windows):
+        return "no observation: none of the times that were sampled is in it"
+    silent = sorted({name for r, _ in windows for name, timing in r.timing.items() if not len(timing.stamps_ns)})
+    if silent:
+        return f"no observation: no message of {', '.join(silent)} was recorded; start the driver, or correct its topic"
+    return "no observation: no time at which every stream had a message of use"

@@ -6,7 +6,10 @@ of 1 / rate from the first time at which all streams are there (anew from the st
 message counts as arrived at its log time.
 
 Log times and stamps may be on different clocks (a simulation recorded without its clock). Then a message counts as
-arrived at the latest stamp until it.
+arrived at the latest stamp until it. One driver with a clock of its own does not make them different: they are the same
+clock where that of any stream is.
+
+A recording whose clock was set back is several: no sample, target or time of one has to do with those of another.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from ki_ros.data.bag import Bag, Message
 from ki_ros.images import ENCODINGS, require_complete, to_rgb
 from ki_ros.observation import cdr
 from ki_ros.observation.buffer import NANOSECONDS
-from ki_ros.observation.rig_streams import RigSampler, RigStreams, sources, state_of
+from ki_ros.observation.rig_streams import RigSampler, RigStreams, nanoseconds, sources, state_of
 from ki_ros.observation.sampler import Refusal, Sample
 from ki_ros.rig import STATE_DIM, CameraRole, robot
 
@@ -50,6 +53,12 @@ _SAME_CLOCK_NS = 10 * NANOSECONDS
 
 # Two reference times further apart than this many steps have a gap between them.
 _GAP_STEPS = 1.5
+
+# A message that was stamped before the clock was set back arrives within this time, or not at all [ns].
+_UNDERWAY_NS = NANOSECONDS
+
+# Where nothing at all arrives for longer, the recording was paused or its clock set forward, maybe by years.
+_SILENCE_NS = 5 * NANOSECONDS
 
 
 class RecordingError(ValueError):
@@ -84,10 +93,12 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording, sampled. N observations, whatever episode they belong to.
+    """A recording, or its part between two times at which the clock was set back, sampled. N observations, whatever
+    episode they belong to.
 
     Attributes:
         streams: what was sampled.
+        begin_ns: when the first message arrived [ns].
         stamps_ns: (N,) int64 reference times.
         states: (N, 8) float64, joint positions [rad] and gripper closedness.
         frames: by camera, (N,) int64, which message of its topic was sampled, counted from 0.
@@ -102,6 +113,7 @@ class Recording:
     """
 
     streams: RigStreams
+    begin_ns: int
     stamps_ns: np.ndarray
     states: np.ndarray
     frames: dict[CameraRole, np.ndarray]
@@ -115,7 +127,9 @@ class Recording:
     exact: bool
 
 
-def sample_recording(bag: Bag, streams: RigStreams, topics: CommandTopics, *, decode_images: bool = False) -> Recording:
+def sample_recording(
+    bag: Bag, streams: RigStreams, topics: CommandTopics, *, decode_images: bool = False
+) -> list[Recording]:
     """Samples a recording from beginning to end.
 
     Args:
@@ -125,15 +139,39 @@ def sample_recording(bag: Bag, streams: RigStreams, topics: CommandTopics, *, de
         decode_images: whether to decode every sampled image already, so that one that cannot be decoded is refused as
             it would be live. Without it images are checked as far as that is possible without decoding them.
 
+    Returns:
+        One, or one more for each time that the clock was set back, in the order of recording. What arrives within a
+        second after that is in none, for its stamps may be from before.
+
     Raises:
         RecordingError: a topic that is missing, or has another type.
     """
     _require_topics(bag, streams)
-    pass_ = _Pass(bag, streams, topics, decode_images)
-    wanted = {*pass_.rig.sources, *_of_type(bag, _TYPES), *_of_type(bag, topics.types)}
-    for message in bag.messages(wanted):
+    sampled = sources(streams)
+    facts = _Facts(
+        decode=decode_images,
+        same_clock=streams.stamp_source == "arrival" or _same_clock(bag, sampled),
+        exact=streams.stamp_source == "header" and _has_ages(bag),
+    )
+    numbers: Counter[str] = Counter()
+    pass_ = _Pass(streams, topics, facts, numbers)
+    found: list[Recording] = []
+    newest = 0
+    for message in bag.messages({*sampled, *_of_type(bag, _TYPES), *_of_type(bag, topics.types)}):
+        if message.log_time_ns < newest:
+            found.append(pass_.finish())
+            pass_ = _Pass(streams, topics, facts, numbers, from_ns=message.log_time_ns + _UNDERWAY_NS)
+        newest = message.log_time_ns
         pass_.take(message)
-    return pass_.finish()
+    return [*found, pass_.finish()]
+
+
+class _Facts(NamedTuple):
+    """Of a bag: whether its images are decoded, its log times are on the clock of the stamps, and it is `exact`."""
+
+    decode: bool
+    same_clock: bool
+    exact: bool
 
 
 class _Frame(NamedTuple):
@@ -155,9 +193,19 @@ class _Columns:
 
 
 class _Pass:
-    """The one pass over the messages."""
+    """The one pass over the messages, or the part of it between two times at which the clock was set back.
 
-    def __init__(self, bag: Bag, streams: RigStreams, topics: CommandTopics, decode_images: bool) -> None:
+    Args:
+        streams: what to sample.
+        topics: where commands are.
+        facts: of the bag.
+        numbers: of messages by topic, with those before this part; counted on.
+        from_ns: log time [ns] before which only events are taken.
+    """
+
+    def __init__(
+        self, streams: RigStreams, topics: CommandTopics, facts: _Facts, numbers: Counter[str], from_ns: int = 0
+    ) -> None:
         self.streams = streams
         self.rig = RigSampler(
             streams,
@@ -169,20 +217,20 @@ class _Pass:
         self.events: list[Event] = []
         self.refused: list[Refused] = []
         self.substituted: list[tuple[int, str]] = []
-        self._decode = decode_images
+        self._decode = facts.decode
+        self._from = from_ns
         self._roles = {camera.image_topic: role for role, camera in streams.cameras.items()}
-        self._numbers: Counter[str] = Counter()
+        self._numbers = numbers
         self._columns = _Columns(
             frames={role: array("q") for role in streams.cameras},
             samples={name: array("q") for source in self.rig.sources.values() for name in source.streams},
         )
         self._timing = {topic: (array("q"), array("q")) for topic in self.rig.sources}
-        self._clock = _ArrivalClock(streams.stamp_source)
+        self._clock = _ArrivalClock(same=facts.same_clock)
         self._broken = True
-        self.exact = streams.stamp_source == "header" and _has_ages(bag)
-        self._ticks: _Statuses | _Grid = (
-            _Statuses(self._sample_status) if self.exact else _Grid(streams.rate, self._sample)
-        )
+        self._begin = 0
+        self.exact = facts.exact
+        self._ticks: _Statuses | _Grid = _Statuses(self._sample_status) if self.exact else _Grid(streams, self._sample)
 
     def take(self, message: Message) -> None:
         """Takes in the next message."""
@@ -190,9 +238,14 @@ class _Pass:
         source = self.rig.sources.get(topic)
         stamp = _stamp(raw) if source is not None else 0
         arrival = self._clock.arrival(message.log_time_ns, stamp)
+        self._begin = self._begin or arrival
         self._ticks.before(message.log_time_ns, arrival)
+        number = self._numbers[topic]
+        self._numbers[topic] += 1
+        if message.log_time_ns < self._from and topic not in (EPISODE, EPOCH, INSTRUCTION):
+            return
         if source is not None:
-            self._take_sample(topic, raw, arrival, stamp)
+            self._take_sample(topic, raw, number, arrival, stamp)
             if isinstance(self._ticks, _Grid):
                 self._ticks.start_when(self._all_there, arrival)
             return
@@ -217,6 +270,7 @@ class _Pass:
             breaks[1:] |= np.abs(np.diff(stamps)) > _GAP_STEPS / self.streams.rate * NANOSECONDS
         return Recording(
             streams=self.streams,
+            begin_ns=self._begin,
             stamps_ns=stamps,
             states=np.array(columns.states, dtype=np.float64).reshape(-1, STATE_DIM),
             frames={role: np.array(numbers, dtype=np.int64) for role, numbers in columns.frames.items()},
@@ -237,12 +291,11 @@ class _Pass:
     def _all_there(self) -> bool:
         return all(self.rig.sampler.newest_ns(name) is not None for name in self._columns.samples)
 
-    def _take_sample(self, topic: str, raw: bytes, arrival: int, stamp: int) -> None:
+    def _take_sample(self, topic: str, raw: bytes, number: int, arrival: int, stamp: int) -> None:
         role = self._roles.get(topic)
         frame = None
         if role is not None:
-            frame = _Frame(self._numbers[topic], self._problem(role, raw))
-            self._numbers[topic] += 1
+            frame = _Frame(number, self._problem(role, raw))
         self.rig.accept(topic, raw, arrival, frame)
         stamps, arrivals = self._timing[topic]
         stamps.append(stamp if self.streams.stamp_source == "header" else arrival)
@@ -286,15 +339,17 @@ class _Pass:
         }
         self._sample(status.stamp_ns, latest)
 
-    def _sample(self, reference: int, latest: dict[str, int] | None = None) -> None:
+    def _sample(self, reference: int, latest: dict[str, int] | None = None) -> bool:
+        """Takes the observation at a time, or notes why there is none. Returns whether there is one."""
         result = self.rig.sampler.sample(reference, latest)
         if isinstance(result, Refusal):
             self._refuse(reference, result.stream, result.reason.value)
-            return
+            return False
         for name, stamp in (latest or {}).items():
             if name in result.streams and result.streams[name].stamp_ns != stamp:
                 self.substituted.append((reference, name))
         self._append(result)
+        return True
 
     def _append(self, sample: Sample) -> None:
         columns = self._columns
@@ -332,10 +387,17 @@ class _Statuses:
 
 
 class _Grid:
-    """Samples at equal intervals. The time of tick k is rounded from k, so that the rate holds for hours."""
+    """Samples at equal intervals. The time of tick k is rounded from k, so that the rate holds for hours.
 
-    def __init__(self, rate: float, sample: Callable[[int], None]) -> None:
-        self._step = NANOSECONDS / rate
+    Args:
+        streams: with the rate, and how old samples may be.
+        sample: called with each reference time; returns whether there is an observation.
+    """
+
+    def __init__(self, streams: RigStreams, sample: Callable[[int], bool]) -> None:
+        ages = (*(camera.max_age for camera in streams.cameras.values()), streams.joint_states_max_age)
+        self._silence = max(_SILENCE_NS, nanoseconds(max(*ages, streams.gripper_max_age)))
+        self._step = NANOSECONDS / streams.rate
         self._sample = sample
         self._origin: int | None = None
         self._count = 0
@@ -354,10 +416,14 @@ class _Grid:
         """Samples what lies before a message that arrives then."""
         if self._origin is not None and arrival < self._now - NANOSECONDS:
             self._origin, self._count = arrival, 0
+        silent = arrival - self._now > self._silence
         self._now = arrival
         while self._origin is not None and self._next() < arrival:
-            self._sample(self._next())
-            self._count += 1
+            if self._sample(self._next()) or not silent:
+                self._count += 1
+            else:
+                # The samples are too old from here on, so one refusal stands for all until something arrives.
+                self._origin, self._count = arrival, 0
 
     def finish(self) -> None:
         if self._origin is not None and self._next() <= self._now:
@@ -370,13 +436,11 @@ class _Grid:
 class _ArrivalClock:
     """When messages arrived, on the clock of the stamps: the log time, where that is the same clock."""
 
-    def __init__(self, stamp_source: str) -> None:
-        self._same: bool | None = True if stamp_source == "arrival" else None
+    def __init__(self, *, same: bool) -> None:
+        self._same = same
         self._latest = 0
 
     def arrival(self, log_ns: int, stamp_ns: int) -> int:
-        if self._same is None and stamp_ns:
-            self._same = abs(log_ns - stamp_ns) <= _SAME_CLOCK_NS
         if self._same:
             return log_ns
         if stamp_ns > self._latest or 0 < stamp_ns < self._latest - NANOSECONDS:
@@ -409,6 +473,24 @@ def _stamp(raw: bytes) -> int:
         return cdr.stamp_ns(raw)
     except cdr.CdrError:
         return 0
+
+
+def _same_clock(bag: Bag, topics: Collection[str]) -> bool:
+    """Whether log times are on the clock of the stamps, by the first stamp of each topic: of any that it agrees with.
+
+    A clock that has nothing to do with log times agrees with them nowhere, and a driver that stamps by a clock of its
+    own (since boot, say) is no reason to read the others by it.
+    """
+    waiting = set(topics)
+    for message in bag.messages(waiting):
+        stamp = _stamp(message.raw)
+        if stamp and message.topic in waiting:
+            if abs(message.log_time_ns - stamp) <= _SAME_CLOCK_NS:
+                return True
+            waiting.remove(message.topic)
+            if not waiting:
+                return False
+    return False
 
 
 def _has_ages(bag: Bag) -> bool:

@@ -115,7 +115,8 @@ class CachedData:
         drop_idle: whether steps at which nothing happens are left out, but for the first of each pause.
         hold_after_end: whether holding the arm after an episode's end is trained on, as what a chunk near the end goes
             on with. Right for demonstrations that end at rest; otherwise actions past the end do not count, and a
-            chunk that reaches there has no FAST tokens.
+            chunk that reaches there has no FAST tokens. The same where the end is not known: nobody ended the episode
+            as a success or a failure, or it was not observed until then.
         views: cameras to train with; none for training on states alone.
         missing_views: whether an episode without one of the views is refused, or trained on without it.
         action_space: what actions are derived in; the model's must be the same.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ki_ros.data.bag import BagWriter, encode
+from ki_ros.observation import cdr
 from ki_ros.rig import GRIPPER_JOINT, PANDA
 
 S = 1_000_000_000
@@ -42,6 +43,14 @@ def picture(number: int, height: int = 20, width: int = 32) -> np.ndarray:
 def joints_at(seconds: float) -> np.ndarray:
     """A slow movement of seven joints within the Panda's limits [rad]."""
     return np.array([0.0, -0.6, 0.0, -2.4, 0.0, 1.9, 0.0]) + 0.2 * np.sin(seconds + np.arange(7))
+
+
+def stamped(raw: bytes, kind: str, later: int) -> bytes:
+    """A message whose stamp is so much later [ns]; texts and numbers have none."""
+    if kind in ("string", "numbers"):
+        return raw
+    stamp = cdr.stamp_ns(raw) + later
+    return raw[:4] + np.array([stamp // S, stamp % S], "<u4").tobytes() + raw[12:]
 
 
 @dataclass
@@ -95,12 +104,23 @@ class MadeBag:
         self.gripper(np.arange(0.002, seconds, 1 / 50))
         return self
 
+    def set_clock(self, t: float, seconds: float) -> None:
+        """What arrives from this time of the recording on [s] is logged and stamped so much later, or earlier [s].
+
+        From then on the messages are in the order of arrival.
+        """
+        shift = round(seconds * S)
+        self.messages = self.ordered()
+        for i, (topic, kind, log, raw) in enumerate(self.messages):
+            if log >= ns(t):
+                self.messages[i] = (topic, kind, log + shift, stamped(raw, kind, shift))
+
     def ordered(self) -> list[tuple[str, str, int, bytes]]:
         return sorted(self.messages, key=lambda message: message[2])
 
-    def write(self, directory: Path) -> Path:
+    def write(self, directory: Path, *, by_log_time: bool = True) -> Path:
         with BagWriter(directory) as writer:
-            for topic, kind, time, raw in self.ordered():
+            for topic, kind, time, raw in self.ordered() if by_log_time else self.messages:
                 writer.add_topic(topic, TYPES[kind])
                 writer.write(topic, time, raw)
         return directory

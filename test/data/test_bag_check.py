@@ -74,6 +74,21 @@ def test_dropped_frames_and_a_gap(tmp_path):
     assert says(figures, Verdict.DOUBTFUL, "no observation", "wrist stale")
 
 
+def test_a_pause_of_the_recording_is_no_loss_of_messages(tmp_path):
+    made = demonstration()
+    made.set_clock(1.5, 600)
+    figures = checked(tmp_path, made)
+    assert figures.segments == 2
+    assert figures.silent == pytest.approx(600, abs=0.1)
+    rates = {"exterior_1": 30, "wrist": 30, "joint_states": 200, "gripper": 50}
+    for name, rate in rates.items():
+        assert figures.streams[name].lost <= 1
+        assert figures.streams[name].rate == pytest.approx(rate, rel=0.05)
+        assert figures.streams[name].longest_gap == pytest.approx(600, abs=0.1)
+    assert says(figures, Verdict.DOUBTFUL, "in the middle nothing was recorded for 600 s")
+    assert figures.verdict is Verdict.DOUBTFUL
+
+
 def test_skew_between_cameras(tmp_path):
     made = demonstration()
     made.messages = [m for m in made.messages if m[0] != CAMERAS["wrist"]]

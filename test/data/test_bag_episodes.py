@@ -7,9 +7,9 @@ import itertools
 import cv2
 import numpy as np
 import pytest
-from made_bags import CAMERAS, START, MadeBag, S, joints_at, ns, picture
+from made_bags import CAMERAS, START, TYPES, MadeBag, S, joints_at, ns, picture, stamped
 
-from ki_ros.data.bag import encode
+from ki_ros.data.bag import BagWriter, encode
 from ki_ros.data.episodes import Outcome, RecordingError, read_episodes
 from ki_ros.data.idle import idle_steps
 from ki_ros.observation import cdr
@@ -153,6 +153,104 @@ def test_a_picture_that_the_recorder_lost_is_said(tmp_path):
     assert episode.samples_ns["wrist"][3] == ns(0.011 + 9 / 30)
 
 
+# Clocks
+
+
+@pytest.mark.parametrize("seconds", [3600, 86_400, 31_536_000])
+def test_a_time_in_which_nothing_arrives_is_one_gap_however_long(tmp_path, seconds):
+    """A recording that was paused, and one whose clock was set forward, which looks the same."""
+    made = MadeBag().rig(4.0)
+    made.instruction(0.0, "go")
+    made.set_clock(2.0, seconds)
+    (episode,) = recorded(tmp_path, made)
+    after = episode.stamps_ns > ns(3.0)
+    # Samples may be 0.1 s old, and the last steps of both parts have no next one.
+    assert [int((~after).sum()), int(after.sum())] == pytest.approx([30, 28], abs=1)
+    assert episode.stamps_ns[after][0] == pytest.approx(ns(2.0) + seconds * S, abs=2 * STEP)
+    assert np.array_equal(episode.segment, after)
+    assert 1 <= len(episode.refused) <= 4
+    for step in np.flatnonzero(after)[:2]:
+        # What is sampled is as fresh as ever.
+        assert all(episode.stamps_ns[step] - stamps[step] <= 0.05 * S for stamps in episode.samples_ns.values())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_one_camera_with_a_clock_of_its_own_is_refused_and_the_others_are_read_by_theirs(tmp_path, first):
+    """Stamps since boot: whichever message comes first, log times remain what the other streams are read by."""
+    made = MadeBag().rig(2.0)
+    earlier = S // 100 if first else -S // 100
+    for i, (topic, kind, log, raw) in enumerate(made.messages):
+        if topic == CAMERAS["exterior_1"]:
+            made.messages[i] = (topic, kind, log - earlier, stamped(raw, kind, 500 * S - START))
+    with pytest.raises(RecordingError, match=r"has no observation: (\d+) of \1 times were refused: exterior_1 stale"):
+        recorded(tmp_path, made)
+    wrist = RigStreams(cameras={CameraRole.WRIST: CameraStream(CAMERAS["wrist"])})
+    (episode,) = read_episodes(tmp_path / "bag", wrist)
+    assert len(episode) == pytest.approx(29, abs=1)
+    assert not episode.refusals
+
+
+def turning(seconds: float, rate: float = 0.3) -> MadeBag:
+    """The first joint turns steadily [rad/s], and is commanded to; the pictures' numbers tell their time."""
+    made = MadeBag()
+    made.camera("exterior_1", np.arange(0, seconds, 1 / 30))
+    made.camera("wrist", np.arange(0.011, seconds, 1 / 30), first=100_000)
+    made.arm(np.arange(0, seconds, 1 / 200), lambda t: np.array([rate * t, -0.6, 0, -2.4, 0, 1.9, 0]))
+    made.gripper(np.arange(0.002, seconds, 1 / 50))
+    for t in np.arange(0.0, seconds, 0.01):
+        made.command(t, [rate * (t + 0.05), -0.6, 0, -2.4, 0, 1.9, 0])
+    return made
+
+
+@pytest.mark.parametrize("back", [0.15, 0.6, 2.0, 3600.0])
+def test_no_step_mixes_what_was_before_and_after_a_clock_was_set_back(tmp_path, back):
+    made = turning(6.0)
+    made.instruction(0.0, "turn")
+    # Cameras are slower than the arm: pictures from before are still underway.
+    made.messages = [m if m[1] != "image" else (*m[:2], m[2] + S // 20, m[3]) for m in made.messages]
+    before, underway = (sum(message[2] < ns(t) for message in made.messages) for t in (3.0, 3.05))
+    made.set_clock(3.0, -back)
+    for i, (topic, kind, log, raw) in enumerate(made.messages[before:underway], before):
+        if kind == "image":
+            made.messages[i] = (topic, kind, log, stamped(raw, kind, round(back * S)))
+    episodes = read_episodes(made.write(tmp_path / "bag", by_log_time=False))
+    assert len(episodes) == 2
+    # Until a second after the clock was set back, when nothing stamped before can be underway any more.
+    for episode, begin, end in zip(episodes, (0.1, 4.0), (3.0, 6.0), strict=True):
+        assert episode.instruction == "turn"
+        assert len(episode) == pytest.approx((end - begin) * 15, abs=3)
+        shift = round(back * S) if episode is episodes[1] else 0
+        times = (episode.stamps_ns + shift - START) / S
+        # The arm's states end 50 ms before the pictures do, and its commands with a step, not before that ends.
+        np.testing.assert_allclose(episode.states[:, 0], 0.3 * times, atol=0.3 * 0.06)
+        np.testing.assert_allclose(episode.targets[:-1, 0], 0.3 * (times[:-1] + 1 / 15 + 0.05), atol=0.3 * 0.06)
+        for step in (0, len(episode) // 2, len(episode) - 1):
+            taken = int((episode.samples_ns["exterior_1"][step] + shift - START) / S * 30 + 0.5)
+            assert times[step] - 0.12 < taken / 30 <= times[step]
+            np.testing.assert_array_equal(
+                episode.views(step)[CameraRole.EXTERIOR_1], resize_with_pad(picture(taken), 224)
+            )
+        assert any(damage.kind == "clock" and "was set back" in damage.detail for damage in episode.damage)
+
+
+def test_an_episode_goes_on_when_the_clock_is_set_back(tmp_path):
+    """It is two, and the operator's word holds for the part in which it was given."""
+    made = turning(8.0)
+    made.put("/episode", "episode", 0.5, encode.episode(ns(0.5), "a", "one", 0, 0, "panda", ""))
+    made.epoch(1.0, "two")
+    made.put("/episode", "episode", 6.0, encode.episode(ns(6.0), "a", "", 1, 1, "panda", ""))
+    made.start(7.0, "b", "three")
+    made.set_clock(3.0, -100.0)
+    episodes = read_episodes(made.write(tmp_path / "bag", by_log_time=False))
+    assert [(e.id, e.instruction, e.outcome, e.complete, e.ended) for e in episodes] == [
+        ("a", "one", "unknown", True, False),
+        ("a#2", "two", "unknown", False, False),
+        ("a#3", "two", "success", True, True),
+        ("b", "three", "unknown", False, False),
+    ]
+    assert [round((e.stamps_ns[0] - START) / S, 1) for e in episodes] == [0.5, 1.0, -96.0, -93.0]
+
+
 # What begins and ends an episode
 
 
@@ -210,6 +308,45 @@ def test_a_start_before_the_stop_of_the_one_before(tmp_path):
     assert a.stamps_ns[-1] < ns(1.5) <= b.stamps_ns[0]
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_what_is_latched_of_earlier_episodes_is_none_of_a_recording(tmp_path, started):
+    """`/episode` gives whoever begins to listen the last ten beginnings and ends."""
+    made = MadeBag().rig(4.0)
+    made.instruction(0.05, "put the marker in the pot")
+    for k, id in enumerate(("old", "older")):
+        for event in (0, 1) if started else (1,):
+            raw = encode.episode(ns(-60 + 10 * k + event), id, "wipe the table", event, event, "panda", "")
+            made.put("/episode", "episode", 0.3, raw)
+    (plain,) = recorded(tmp_path, made)
+    assert (plain.id, plain.instruction, plain.outcome) == ("bag", "put the marker in the pot", Outcome.UNKNOWN)
+    assert len(plain) == pytest.approx(59, abs=1)
+    assert not plain.damage
+    made.start(1.0, "new", "new task")
+    made.stop(3.0, "new")
+    (new,) = read_episodes(made.write(tmp_path / "with a new one"))
+    assert (new.id, new.instruction, new.outcome, len(new)) == ("new", "new task", "success", 30)
+
+
+def test_what_is_latched_of_an_episode_in_progress_counts(tmp_path):
+    made = MadeBag().rig(2.0)
+    made.put("/episode", "episode", 0.3, encode.episode(ns(-60), "old", "wipe the table", 1, 1, "panda", ""))
+    made.put("/episode", "episode", 0.3, encode.episode(ns(-5), "now", "fold the towel", 0, 0, "panda", ""))
+    made.stop(1.5, "now")
+    (episode,) = recorded(tmp_path, made)
+    assert (episode.id, episode.instruction, episode.outcome) == ("now", "fold the towel", "success")
+    assert ns(0.3) <= episode.stamps_ns[0] < episode.stamps_ns[-1] <= ns(1.5)
+
+
+def test_an_episode_that_ends_before_the_cameras_are_found_swallows_nothing(tmp_path):
+    made = MadeBag()
+    made.rig(4.0)
+    made.messages = [message for message in made.messages if message[2] > ns(1.5)]
+    made.instruction(0.0, "put the marker in the pot")
+    made.stop(1.0, "begun before")
+    (episode,) = recorded(tmp_path, made)
+    assert (episode.id, episode.instruction) == ("bag", "put the marker in the pot")
+
+
 def test_a_recorder_that_hears_itself_starts_once(tmp_path):
     made = MadeBag().rig(2.0)
     made.start(0.5, "a", "one")
@@ -252,6 +389,45 @@ def test_no_instruction_at_all(tmp_path):
     assert episode.instruction == ""
 
 
+def cut_off(made: MadeBag, topic: str, t: float) -> None:
+    """Nothing more of a topic from this time of the recording on [s]."""
+    made.messages = [message for message in made.messages if message[0] != topic or message[2] < ns(t)]
+
+
+@pytest.mark.parametrize("commanded", [True, False])
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("ended by somebody", [True]),
+        ("ended late", [False]),
+        ("ended by nobody", [False]),
+        ("killed", [False]),
+        ("another instruction", [False, True]),
+        ("a gap", [True]),
+        ("plain", [False]),
+    ],
+)
+def test_an_episode_ended_where_somebody_ended_it_and_it_was_seen(tmp_path, how, expected, commanded):
+    made = MadeBag().rig(3.0)
+    if commanded:
+        for t in np.arange(0.05, 3.0, 0.01):
+            made.command(t, joints_at(t + 0.02), 0.1)
+    made.instruction(0.0, "go")
+    if how != "plain":
+        made.start(0.5, "a", "go")
+    if how not in ("plain", "killed"):
+        made.stop(2.5, "a", outcome=0 if how == "ended by nobody" else 1)
+    if how == "ended late":
+        # The camera failed: nobody saw what the arm did until the operator noticed.
+        cut_off(made, CAMERAS["wrist"], 2.0)
+    elif how == "another instruction":
+        made.epoch(1.5, "stop")
+    elif how == "a gap":
+        gone = [m for m in made.messages if m[0] == CAMERAS["wrist"] and ns(1.0) < m[2] < ns(1.5)]
+        made.messages = [message for message in made.messages if message not in gone]
+    assert [episode.ended for episode in recorded(tmp_path, made)] == expected
+
+
 def test_an_episode_without_an_observation_is_told_as_damage(tmp_path):
     made = MadeBag().rig(1.0)
     made.start(0.3, "good", "one")
@@ -260,6 +436,33 @@ def test_an_episode_without_an_observation_is_told_as_damage(tmp_path):
     made.stop(6.0, "blind")
     (episode,) = recorded(tmp_path, made)
     assert any("'blind'" in damage.lost for damage in episode.damage)
+
+
+def test_an_observation_without_a_target_is_no_step_and_that_is_said(tmp_path):
+    """Without commands the target is what is measured a step later: of a single observation there is none."""
+    made = MadeBag().rig(1.5)
+    made.start(0.5, "one", "go")
+    made.stop(0.56, "one")
+    with pytest.raises(RecordingError, match="has no step: its only observation has no target, as no command"):
+        recorded(tmp_path, made)
+    made.start(0.8, "two", "go")
+    made.stop(1.2, "two")
+    (episode,) = read_episodes(made.write(tmp_path / "two"))
+    (damage,) = episode.damage
+    assert "no step: its only observation has no target" in damage.detail
+    assert damage.lost == "episode 'one'"
+
+
+def test_a_stream_without_a_message_is_named(tmp_path):
+    made = MadeBag().rig(1.0)
+    cut_off(made, CAMERAS["wrist"], 0.0)
+    with BagWriter(tmp_path / "bag") as writer:
+        writer.add_topic(CAMERAS["wrist"], "sensor_msgs/msg/Image")
+        for topic, kind, time, raw in made.ordered():
+            writer.add_topic(topic, TYPES[kind])
+            writer.write(topic, time, raw)
+    with pytest.raises(RecordingError, match="has no observation: no message of wrist was recorded"):
+        read_episodes(tmp_path / "bag")
 
 
 # Actions
@@ -432,12 +635,7 @@ def test_a_simulation_recorded_without_its_clock(tmp_path):
     shift = START - 50 * S
     simulated = MadeBag()
     for topic, kind, log, raw in made.messages:
-        if kind == "string":
-            simulated.messages.append((topic, kind, log, raw))
-            continue
-        stamp = cdr.stamp_ns(raw) - shift
-        header = np.array([stamp // S, stamp % S], "<u4").tobytes()
-        simulated.messages.append((topic, kind, log, raw[:4] + header + raw[12:]))
+        simulated.messages.append((topic, kind, log, stamped(raw, kind, -shift)))
     (episode,) = read_episodes(simulated.write(tmp_path / "simulated"))
     assert episode.stamps_ns[0] >= 50 * S
     assert len(episode) == pytest.approx(len(live), abs=1)

@@ -106,6 +106,26 @@ def test_a_sample_holds_what_the_next_steps_are_commanded(recorded, tmp_path):
         assert action[7] == pytest.approx((0.1 + 0.1 * end) / 0.8, abs=0.003)
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_holding_is_taught_where_an_episode_was_seen_until_its_end(tmp_path, seen):
+    """A camera fails in mid-motion; the operator notices two seconds later, and the arm has gone on."""
+    made = MadeBag().rig(4.0)
+    made.start(0.2, "one", "reach the cup")
+    made.stop(3.5, "one")
+    for t in np.arange(0.1, 4.0, 0.01):
+        made.command(t, joints_at(t + 0.1), 0.4)
+    if not seen:
+        made.messages = [m for m in made.messages if m[0] != CAMERAS["exterior_1"] or m[2] < ns(1.5)]
+    made.write(tmp_path / "bags" / "one")
+    build_cache(bag_origins(tmp_path / "bags"), tmp_path / "cache", RAW)
+    source = BagChunks(
+        Cache(tmp_path / "cache"), action_space=ActionSpace.JOINT_VELOCITY, drop_idle=False, hold_after_end=True
+    )
+    for left in (1, 3, 14):
+        mask = source[len(source) - left].action_mask
+        assert mask.tolist() == [True] * (15 if seen else left) + [False] * (0 if seen else 15 - left)
+
+
 def test_changes_of_bags_are_noticed(bags, tmp_path):
     cache = tmp_path / "cache"
     build_cache(bag_origins(bags), cache, RAW)

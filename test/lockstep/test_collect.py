@@ -28,6 +28,7 @@ def test_the_operator_does_what_is_asked_and_the_bag_has_it(bags, task):
     assert episode.action_source == "joint_command"
     assert episode.exact
     assert episode.complete
+    assert episode.ended
     assert not episode.damage
     assert not episode.refusals
     assert set(episode.segment) == {0}

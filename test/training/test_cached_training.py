@@ -33,6 +33,7 @@ class Reaching:
     robot: str = "panda"
     rate: float = 15.0
     action_source: str = "joint_command"
+    ended: bool = True
     damage: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -24,7 +24,8 @@ class Damage:
             "checksum" (a chunk's bytes are not those that were written),
             "schema" (a type, a channel or a definition that contradicts another),
             "message" (a message that is not what it should be),
-            "count" (fewer or more messages than were recorded).
+            "count" (fewer or more messages than were recorded),
+            "clock" (the clock of the log times was set back).
         detail: what was found, and where.
         lost: what is not read because of it, or "nothing".
     """

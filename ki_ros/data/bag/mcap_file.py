@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 from mcap.data_stream import ReadDataStream
 from mcap.exceptions import McapError
 from mcap.opcode import Opcode
 from mcap.records import Channel, Metadata, Schema, Statistics
 
-from ki_ros.data.bag.blocks import Block, Entry
+from ki_ros.data.bag.blocks import Block, Entry, Order, goes_back
 from ki_ros.data.bag.compression import DecompressionError, decompress
 from ki_ros.data.bag.damage import DamageLog, messages_lost
 from ki_ros.data.bag.topic import Topic
@@ -36,7 +37,7 @@ MAGIC = b"\x89MCAP0\r\n"
 _RECORD = struct.Struct("<BQ")
 _CHUNK = struct.Struct("<QQQII")  # start, end, uncompressed size, checksum, length of the compression's name
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
-_INDEX_ENTRY = struct.Struct("<QQ")  # log time, offset
+_INDEX_ENTRY = 16  # bytes of a log time and an offset
 _FOOTER = struct.Struct("<QQI")  # start of the summary, of its offsets, checksum
 # A record's head, four fields of a chunk, and a compression: what to look for where records stopped making sense.
 _ANY_CHUNK = re.compile(rb"\x06.{8}.{28}(?:\0\0\0\0|\x04\0\0\0zstd|\x03\0\0\0lz4)", re.DOTALL)
@@ -61,7 +62,7 @@ class _Chunk:
     checksum: int
     compression: str
     cut: bool = False  # the file ends inside it
-    index: dict[int, list[int]] = field(default_factory=dict)  # log times by channel
+    index: dict[int, np.ndarray] = field(default_factory=dict)  # by channel, (N, 2) uint64: log times and offsets
 
 
 class _Loose(NamedTuple):
@@ -153,12 +154,10 @@ class McapFile:
         return (min(start for start, _ in times), max(end for _, end in times)) if times else None
 
     def blocks(self) -> Iterator[Block]:
-        """The file's parts, each to be read in one go."""
-        for chunk in self._chunks:
-            yield Block(chunk.start, lambda topics, chunk=chunk: self._load_chunk(chunk, topics))
-        loose = sorted(self._loose, key=lambda message: message.time)
-        for part in _parts(loose):
-            yield Block(part[0].time, lambda topics, part=part: self._load_loose(part, topics))
+        """The file's parts in the order of recording, each to be read in one go."""
+        blocks = [(chunk.offset, self._chunk_block(chunk)) for chunk in self._chunks]
+        blocks += [(part[0].offset, self._loose_block(part)) for part in _parts(self._loose)]
+        yield from (block for _, block in sorted(blocks, key=lambda each: each[0]))
 
     def close(self) -> None:
         self._file.close()
@@ -250,15 +249,17 @@ class McapFile:
 
     def _take_index(self, body: bytes, chunk: _Chunk | None) -> None:
         channel, size = struct.unpack_from("<HI", body)
-        if size != len(body) - 6 or size % _INDEX_ENTRY.size:
+        if size != len(body) - 6 or size % _INDEX_ENTRY:
             raise ValueError(f"an index of {size} bytes in a record of {len(body)}")
         if chunk is not None:
-            chunk.index.setdefault(channel, []).extend(time for time, _ in _INDEX_ENTRY.iter_unpack(body[6:]))
+            entries = np.frombuffer(body[6:], "<u8").reshape(-1, 2)
+            known = chunk.index.get(channel)
+            chunk.index[channel] = entries if known is None else np.concatenate((known, entries))
         elif size:
             self._note(
                 "structure",
                 "an index of messages follows no chunk",
-                f"a chunk with {messages_lost(size // _INDEX_ENTRY.size)} of channel {channel}",
+                f"a chunk with {messages_lost(size // _INDEX_ENTRY)} of channel {channel}",
             )
 
     def _take_metadata(self, record: Metadata) -> None:
@@ -364,16 +365,45 @@ class McapFile:
 
     def _check_times(self, chunk: _Chunk, *, read: bool) -> None:
         """Makes sure that a chunk's times are those of its messages, or reads it to find them."""
-        times = [time for times in chunk.index.values() for time in times]
+        times = [time for entries in chunk.index.values() for time in entries[:, 0].tolist()]
         agree = bool(times) and (min(times), max(times)) == (chunk.start, chunk.end)
         if not agree and (times or chunk.cut):
             read = True
         if read:
-            entries = [time for _, time, _ in self._records(chunk)]
+            entries = [time for _, _, time, _ in self._records(chunk)]
             if entries:
                 chunk.start, chunk.end = min(entries), max(entries)
             if times and not agree and (min(times), max(times)) != (chunk.start, chunk.end):
                 self._note("structure", f"the chunk at byte {chunk.offset} has other times than the index behind it")
+
+    def _chunk_block(self, chunk: _Chunk) -> Block:
+        return Block(
+            chunk.start, chunk.end, lambda topics: self._load_chunk(chunk, topics), lambda: self._chunk_order(chunk)
+        )
+
+    def _chunk_order(self, chunk: _Chunk) -> Order:
+        """By the index where it says nothing strange: no checksum covers it."""
+        if chunk.index:
+            entries = np.concatenate(list(chunk.index.values()))
+            channels = np.repeat(list(chunk.index), [len(index) for index in chunk.index.values()])
+            by_offset = np.argsort(entries[:, 1], kind="stable")
+            times, offsets = entries[by_offset].T
+            if len(times) and not goes_back(times):
+                return self._order(offsets.tolist(), channels[by_offset].tolist(), times.tolist())
+        records = [(offset, channel, time) for offset, channel, time, _ in self._records(chunk)]
+        return self._order(*([record[i] for record in records] for i in range(3)))
+
+    def _loose_block(self, part: list[_Loose]) -> Block:
+        times = [message.time for message in part]
+
+        def order() -> Order:
+            return self._order([message.offset for message in part], [message.channel for message in part], times)
+
+        return Block(min(times), max(times), lambda topics: self._load_loose(part, topics), order)
+
+    def _order(self, offsets: list[int], channels: list[int], times: list[int]) -> Order:
+        names = {number: channel.topic for number, channel in self._channels.items()}
+        return Order(offsets, times, [names.get(channel, "") for channel in channels])
 
     def _load_chunk(self, chunk: _Chunk, topics: Collection[str] | None) -> list[Entry]:
         if topics is not None and chunk.index:
@@ -384,14 +414,14 @@ class McapFile:
         entries = []
         unknown: Counter[int] = Counter()
         late = 0
-        for channel, time, raw in self._records(chunk):
+        for offset, channel, time, raw in self._records(chunk):
             if channel not in self._channels:
                 unknown[channel] += 1
                 continue
             topic = self._channels[channel].topic
             late += not chunk.start <= time <= chunk.end
             if topics is None or topic in topics:
-                entries.append(Entry(time, topic, bytes(raw)))
+                entries.append(Entry(time, topic, bytes(raw), offset))
         for channel, count in unknown.items():
             self._note(
                 "schema", f"channel {channel} in the chunk at byte {chunk.offset} is not defined", messages_lost(count)
@@ -400,8 +430,8 @@ class McapFile:
             self._note("structure", f"{late} messages in the chunk at byte {chunk.offset} are outside of its times")
         return entries
 
-    def _records(self, chunk: _Chunk) -> Iterator[tuple[int, int, memoryview]]:
-        """Channel, log time and bytes of a chunk's messages; schemas and channels are registered on the way."""
+    def _records(self, chunk: _Chunk) -> Iterator[tuple[int, int, int, memoryview]]:
+        """Offset, channel, log time and bytes of a chunk's messages; schemas and channels are registered on the way."""
         found = 0
         raw, problem, kind = self._content(chunk)
         if raw is not None:
@@ -413,11 +443,11 @@ class McapFile:
                     problem = problem or f"no record at byte {offset} of its {len(raw)}"
                     break
                 body = view[end : end + length]
-                offset = end + length
+                start, offset = offset, end + length
                 if opcode == Opcode.MESSAGE:
                     channel, _, time, _ = _MESSAGE.unpack_from(body)
                     found += 1
-                    yield channel, time, body[_MESSAGE.size :]
+                    yield start, channel, time, body[_MESSAGE.size :]
                 elif opcode in (Opcode.SCHEMA, Opcode.CHANNEL):
                     try:
                         self._register(_parsed(_DECLARATIONS[opcode], bytes(body)))
@@ -454,7 +484,9 @@ class McapFile:
             if channel is None:
                 self._note("schema", f"channel {message.channel} is not defined", f"the message at {message.time} ns")
             elif topics is None or channel.topic in topics:
-                entries.append(Entry(message.time, channel.topic, self._at(message.offset, message.size)))
+                entries.append(
+                    Entry(message.time, channel.topic, self._at(message.offset, message.size), message.offset)
+                )
         return entries
 
     def _at(self, offset: int, size: int) -> bytes:

@@ -8,6 +8,7 @@ important is that SQLite keeps no checksums, so that a changed bit inside a mess
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 import struct
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ki_ros.data.bag import mcap_file, sqlite_file
-from ki_ros.data.bag.blocks import Block, Entry, merged
+from ki_ros.data.bag.blocks import DISORDER_NS, Block, Entry, merged, set_backs, split
 from ki_ros.data.bag.compression import ZSTD_MAGIC, DecompressionError, decompress_file, decompress_message
 from ki_ros.data.bag.damage import BagError, Damage, DamageLog, messages_lost
 from ki_ros.data.bag.mcap_file import McapFile
@@ -88,7 +89,7 @@ class Bag:
         return list(self._log.entries)
 
     def messages(self, topics: Collection[str] | None = None) -> Iterator[Message]:
-        """The recorded messages in order of log time over all files.
+        """The recorded messages in order of log time over all files; only where the clock was set back do they go back.
 
         Args:
             topics: names of the topics to read; None for all. Names that the recording lacks give nothing.
@@ -99,7 +100,7 @@ class Bag:
         wanted = None if topics is None else frozenset(topics)
         read: list[Counter[str]] = [Counter() for _ in self._files]
         broken: Counter[tuple[str, str]] = Counter()
-        for time, topic, raw in merged(self._blocks(read), wanted):
+        for time, topic, raw, _ in self._merged(read, wanted):
             if raw[:4] == ZSTD_MAGIC:
                 # A recording with compression_mode MESSAGE; no serialised message begins so.
                 try:
@@ -122,11 +123,31 @@ class Bag:
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    def _blocks(self, read: list[Counter[str]]) -> Iterator[Block]:
-        """The blocks of all files, which count what is read of each file by topic."""
-        for (_, file), counter in zip(self._files, read, strict=True):
-            for block in file.blocks():
-                yield Block(block.start, functools.partial(_load_counted, block, counter))
+    def _merged(self, read: list[Counter[str]], wanted: frozenset[str] | None) -> Iterator[Entry]:
+        """The messages of each stretch between two times at which the clock was set back; counts what is read."""
+        for stretch in self._stretches:
+            counted = (
+                block._replace(load=functools.partial(_load_counted, block, read[number])) for number, block in stretch
+            )
+            yield from merged(counted, wanted)
+
+    @functools.cached_property
+    def _stretches(self) -> list[list[tuple[int, Block]]]:
+        """The blocks of all files, each with the number of its file, in stretches between which the clock was set back.
+
+        Files whose times do not overlap are in the order of these, however they are listed.
+        """
+        order = list(range(len(self._files)))
+        extents = sorted((*file.extent, number) for number, (_, file) in enumerate(self._files) if file.extent)
+        if all(before[1] - DISORDER_NS <= after[0] for before, after in itertools.pairwise(extents)):
+            order = [number for _, _, number in extents]
+        blocks = [(number, block) for number in order for block in self._files[number][1].blocks()]
+        found = set_backs([block for _, block in blocks])
+        for at in found:
+            detail = f"after {at.from_ns} ns log times go back by {at.by_ns / 1e9:.3f} s: the clock was set back there"
+            self._log.note(self._files[blocks[at.block][0]][0], "clock", detail, "how much time passed there")
+        stretches = split([block for _, block in blocks], found)
+        return [[(blocks[number][0], block) for number, block in stretch] for stretch in stretches]
 
     def _format(self, topic: str) -> str:
         if topic not in self.topics:

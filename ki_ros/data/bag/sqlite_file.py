@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ki_ros.data.bag.blocks import Block, Entry
+from ki_ros.data.bag.blocks import Block, Entry, Order
 from ki_ros.data.bag.damage import DamageLog, messages_lost
 from ki_ros.data.bag.topic import Topic
 
@@ -75,20 +75,21 @@ class SqliteFile:
     @property
     def extent(self) -> tuple[int, int] | None:
         """The log times of the first and the last message [ns], or None where there are none."""
-        return (self._rows[0].time, self._rows[-1].time) if self._rows else None
+        times = [row.time for row in self._rows]
+        return (min(times), max(times)) if times else None
 
     def blocks(self) -> Iterator[Block]:
-        """The file's parts, each to be read in one go."""
+        """The file's parts in the order of recording, each to be read in one go."""
         part: list[_Row] = []
         size = 0
         for row in self._rows:
             if part and (len(part) == _BLOCK_MESSAGES or size + row.size > _BLOCK_BYTES):
-                yield Block(part[0].time, lambda topics, part=part: self._load(part, topics))
+                yield self._block(part)
                 part, size = [], 0
             part.append(row)
             size += row.size
         if part:
-            yield Block(part[0].time, lambda topics, part=part: self._load(part, topics))
+            yield self._block(part)
 
     def close(self) -> None:
         self._connection.close()
@@ -197,7 +198,7 @@ class SqliteFile:
             return False
 
     def _list_messages(self) -> list[_Row]:
-        """All messages in order of time, without their bytes."""
+        """All messages in the order of recording, without their bytes."""
         try:
             rows = self._query("SELECT timestamp, id, topic_id, length(data) FROM messages NOT INDEXED")
         except ERRORS as error:
@@ -220,7 +221,7 @@ class SqliteFile:
             missing = max(numbers) - len(numbers) - bad
             if missing > 0:
                 self._note("count", "the numbers of the messages have gaps", messages_lost(missing))
-        return sorted(good)
+        return sorted(good, key=lambda row: row.number)
 
     def _search_messages(self) -> list[tuple]:
         """The messages that can be found one by one."""
@@ -234,6 +235,15 @@ class SqliteFile:
             misses = 0 if found else misses + 1
             rows += found[:1]
         return rows
+
+    def _block(self, part: list[_Row]) -> Block:
+        times = [row.time for row in part]
+
+        def order() -> Order:
+            names = [self._topics[row.topic].name if row.topic in self._topics else "" for row in part]
+            return Order([row.number for row in part], times, names)
+
+        return Block(min(times), max(times), lambda topics: self._load(part, topics), order)
 
     def _load(self, part: list[_Row], topics: Collection[str] | None) -> list[Entry]:
         entries = []
@@ -252,7 +262,7 @@ class SqliteFile:
             if not found or not isinstance(found[0][0], bytes):
                 self._note("message", f"message {row.number} of {topic.name} has no bytes", "1 message")
                 continue
-            entries.append(Entry(row.time, topic.name, found[0][0]))
+            entries.append(Entry(row.time, topic.name, found[0][0], row.number))
         return entries
 
     def _note(self, kind: str, detail: str, lost: str = "nothing") -> None:

@@ -30,6 +30,7 @@ class SourceEpisode(Protocol):
         targets: (T, 8) float64, positions [rad] and closedness that were commanded for the end of each step.
         segment: (T,) int, not decreasing; no chunk crosses from one segment into another.
         idle: (T,) bool, whether nothing happens at a step.
+        ended: whether its last step is known to be its end; what follows is no part of what was to be done.
         damage: what is wrong with the recording; each says it as a string.
     """
 
@@ -45,6 +46,7 @@ class SourceEpisode(Protocol):
     targets: np.ndarray
     segment: np.ndarray
     idle: np.ndarray
+    ended: bool
     damage: Sequence[object]
 
     def views(self, step: int) -> Mapping[CameraRole, np.ndarray]:

@@ -27,6 +27,10 @@ MANIFEST = "manifest.json"
 PARTS = "parts"
 
 
+class EarlierCacheError(CacheError):
+    """A cache of an earlier version of the format, which cannot be read but made anew."""
+
+
 def place_file(role: CameraRole, name: str) -> str:
     """The array of `PLACES` of a view."""
     return f"{role.value}_{name}"
@@ -102,7 +106,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a cache.
 
     Raises:
-        CacheError: none there, of another version, or damaged.
+        EarlierCacheError: of an earlier version.
+        CacheError: none there, of a later version, or damaged.
     """
     file = directory / MANIFEST
     try:
@@ -115,6 +120,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheError(f"{file} is damaged ({error}); delete it and build the cache again") from error
+    if isinstance(version, int) and version < VERSION:
+        raise EarlierCacheError(
+            f"{file}: version is {version}, this package reads {VERSION}; build it again with "
+            f"`ki-ros cache BAGS {directory}`"
+        )
     if version != VERSION:
         raise CacheError(f"{file}: version is {version}, this package reads {VERSION}; build the cache anew elsewhere")
     if checksum(manifest) != stated:

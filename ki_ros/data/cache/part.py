@@ -23,8 +23,8 @@ from ki_ros.data.cache.pictures import ENCODINGS, Encoding, checksum, encode
 from ki_ros.files import sync_tree, write_json
 from ki_ros.rig import STATE_DIM, CameraRole
 
-VERSION = 1
-"""Of the format. A cache of another version is made anew."""
+VERSION = 2
+"""Of the format, and of how bags become episodes. A cache of an earlier version is made anew."""
 
 ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
     "stamps": (np.int64, ()),
@@ -79,7 +79,7 @@ class PartEpisode:
     """One episode in a part's table.
 
     Attributes:
-        bag, id, instruction, outcome, robot, rate, action_source: as of `SourceEpisode`.
+        bag, id, instruction, outcome, robot, rate, action_source, ended: as of `SourceEpisode`.
         length: T, its steps.
         views: height and width of the pictures of each view.
         damage: what was wrong with the recording, a line each.
@@ -94,6 +94,7 @@ class PartEpisode:
     robot: str
     rate: float
     action_source: str
+    ended: bool
     length: int
     views: dict[str, tuple[int, int]]
     damage: list[str]
@@ -222,6 +223,7 @@ def _write_episode(directory: Path, number: int, episode: SourceEpisode, storage
         "robot": str(episode.robot),
         "rate": float(episode.rate),
         "action_source": str(episode.action_source),
+        "ended": bool(episode.ended),
         "length": length,
         "views": {role.value: list(shape) for role, shape in shapes.items()},
     }

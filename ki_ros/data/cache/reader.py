@@ -21,7 +21,7 @@ class CachedEpisode:
     """One episode of a cache.
 
     Attributes:
-        id, instruction, outcome, robot, rate, action_source: as of `SourceEpisode`.
+        id, instruction, outcome, robot, rate, action_source, ended: as of `SourceEpisode`.
         bag: where it was recorded.
         first: index of its first step over all steps of the cache.
         length: T, its steps.
@@ -36,6 +36,7 @@ class CachedEpisode:
     robot: str
     rate: float
     action_source: str
+    ended: bool
     bag: Path
     first: int
     length: int
@@ -171,6 +172,7 @@ def _episode(entry: dict[str, Any], first: int) -> CachedEpisode:
         robot=entry["robot"],
         rate=entry["rate"],
         action_source=entry["action_source"],
+        ended=entry["ended"],
         bag=Path(entry["bag"]),
         first=first,
         length=entry["length"],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ki_ros.data.cache.episode import SourceEpisode
-from ki_ros.data.cache.index import MANIFEST, PARTS, read_manifest, write_index
+from ki_ros.data.cache.index import MANIFEST, PARTS, EarlierCacheError, read_manifest, write_index
 from ki_ros.data.cache.part import CacheError, Part, Storage, part_directory, read_part, write_part
 
 _LOCK = ".lock"
@@ -25,7 +25,8 @@ class CacheWriter:
             writer.commit({name: fingerprint, ...})
 
     An origin is whatever its episodes are read together from: a bag, an episode of a data set. Its part is complete or
-    absent at all times, so a build that was killed goes on where it was. Nothing is readable before `commit`.
+    absent at all times, so a build that was killed goes on where it was. Nothing is readable before `commit`, and then
+    a cache of an earlier version is gone.
 
     Args:
         directory: of the cache; made if it is missing.
@@ -152,7 +153,10 @@ class CacheWriter:
     def _manifest(self) -> dict[str, Any] | None:
         if not (self.directory / MANIFEST).exists():
             return None
-        return read_manifest(self.directory)
+        try:
+            return read_manifest(self.directory)
+        except EarlierCacheError:
+            return None
 
     def _take_lock(self, handle: int) -> None:
         try:

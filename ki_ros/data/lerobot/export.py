@@ -229,6 +229,7 @@ def _add(
             "outcome": outcome,
             "robot": str(episode.robot),
             "action_source": str(episode.action_source),
+            "ended": bool(episode.ended) and steps.stop == len(segment),
         }
         rows = Rows(
             task=task,

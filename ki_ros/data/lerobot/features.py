@@ -81,6 +81,9 @@ def data_schema(features: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": described}})})
 
 
+_PROVENANCE_TYPES = {"segment": pa.int64(), "ended": pa.bool_()}
+
+
 def episodes_schema(features: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
     """Schema of the files below `meta/episodes`."""
     fields = [
@@ -90,7 +93,7 @@ def episodes_schema(features: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
         ("dataset_from_index", pa.int64()),
         ("dataset_to_index", pa.int64()),
         *((f"{kind}/{name}_index", pa.int64()) for kind in ("data", "meta/episodes") for name in ("chunk", "file")),
-        *((name, pa.int64() if name == "segment" else pa.string()) for name in layout.PROVENANCE),
+        *((name, _PROVENANCE_TYPES.get(name, pa.string())) for name in layout.PROVENANCE),
     ]
     for key, feature in features.items():
         if feature["dtype"] == "video":

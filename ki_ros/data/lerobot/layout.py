@@ -52,8 +52,11 @@ INDEX_FEATURES: dict[str, dict[str, Any]] = {
 }
 """Features of every dataset. `timestamp` [s] counts from the start of the episode, `index` through the dataset."""
 
-PROVENANCE = ("episode_id", "segment", "outcome", "robot", "action_source")
-"""Columns of `meta/episodes` beside LeRobot's own: where an episode comes from. LeRobot carries and ignores them."""
+PROVENANCE = ("episode_id", "segment", "outcome", "robot", "action_source", "ended")
+"""Columns of `meta/episodes` beside LeRobot's own: where an episode comes from. LeRobot carries and ignores them.
+
+`ended` says of an episode whether its last frame is the end of the recorded one (`SourceEpisode.ended`).
+"""
 
 
 @dataclass(frozen=True)

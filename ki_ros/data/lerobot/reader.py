@@ -146,6 +146,7 @@ class LeRobotEpisode:
     targets: np.ndarray
     segment: np.ndarray
     idle: np.ndarray
+    ended: bool
     damage: tuple[str, ...]
     _dataset: Dataset = field(repr=False, compare=False)
     _parts: tuple[Row, ...] = field(repr=False, compare=False)
@@ -274,6 +275,8 @@ def _read_episode(dataset: Dataset, parts: tuple[Row, ...]) -> LeRobotEpisode:
         targets=targets,
         segment=segment,
         idle=idle,
+        # A dataset of another origin has whole episodes. One that says where they come from, but not this, may not.
+        ended=parts[-1].provenance.get("ended", not stated),
         damage=(),
         _dataset=dataset,
         _parts=parts,

@@ -32,6 +32,7 @@ class CacheEpisode:
         self.targets: np.ndarray = cache.targets[rows]
         self.segment: np.ndarray = cache.segment[rows]
         self.idle: np.ndarray = cache.idle[rows]
+        self.ended: bool = episode.ended
         self.damage: tuple[str, ...] = episode.damage
         self._cache = cache
         self._episode = episode

@@ -10,6 +10,7 @@ import mcap.writer
 import numpy as np
 import pytest
 import yaml
+from mcap.writer import IndexType
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -174,6 +175,104 @@ def test_order_of_time_over_chunks_that_overlap(tmp_path):
     given, damage = read(tmp_path / "bag")
     assert given == [("/text", at, encode.string(str(at))) for at in sorted(times.tolist())]
     assert damage == []
+
+
+def in_mcap(directory: Path, written, **options) -> Path:
+    """One MCAP file by the mcap library, with its options."""
+    directory.mkdir()
+    with (directory / f"{directory.name}_0.mcap").open("wb") as stream:
+        writer = mcap.writer.Writer(stream, chunk_size=2000, **options)
+        writer.start(profile="ros2")
+        schemas = {name: writer.register_schema(name, "ros2msg", b"") for name in TYPES.values()}
+        channels = {topic: writer.register_channel(topic, "cdr", schemas[name]) for topic, name in TYPES.items()}
+        for topic, at, raw in written:
+            writer.add_message(channels[topic], at, raw, at)
+        writer.finish()
+    return directory
+
+
+def in_rosbag2(directory: Path, written, storage: StoragePlugin) -> Path:
+    store = get_typestore(Stores.ROS2_JAZZY)
+    with Writer(directory, version=9, storage_plugin=storage) as writer:
+        connections = {topic: writer.add_connection(topic, name, typestore=store) for topic, name in TYPES.items()}
+        for topic, at, raw in written:
+            writer.write(connections[topic], at, raw)
+    return directory
+
+
+def in_two_files(directory: Path, written) -> Path:
+    """Files of equal lengths, without metadata.yaml."""
+    half = len(written) // 2
+    directory.mkdir()
+    for number, part in enumerate((written[:half], written[half:])):
+        made = in_mcap(directory / "made", part)
+        (made / "made_0.mcap").rename(directory / f"bag_{number}.mcap")
+        made.rmdir()
+    return directory
+
+
+WAYS = {
+    "this package": write,
+    "one chunk": lambda directory, written: write(directory, written, flush_seconds=3600),
+    "small chunks": in_mcap,
+    "chunks without an index": lambda directory, written: in_mcap(directory, written, index_types=IndexType.NONE),
+    "no chunks": lambda directory, written: in_mcap(directory, written, use_chunking=False),
+    "two files": in_two_files,
+    "rosbags mcap": lambda directory, written: in_rosbag2(directory, written, StoragePlugin.MCAP),
+    "rosbags sqlite3": lambda directory, written: in_rosbag2(directory, written, StoragePlugin.SQLITE3),
+}
+
+
+def by_clock(written, back: dict[int, int]):
+    """The messages with a clock that is set back before message k by so many ns."""
+    shift, found = 0, []
+    for k, (topic, at, raw) in enumerate(written):
+        shift += back.get(k, 0)
+        found.append((topic, at - shift, raw))
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("back", [{55: 150_000_000}, {55: 10**12}, {23: 2 * 10**8, 80: 3 * 10**8}])
+def test_what_is_recorded_after_the_clock_was_set_back_follows_what_was_before(tmp_path, way, back):
+    written = by_clock(messages(100), back)
+    given, damage = read(WAYS[way](tmp_path / "bag", written))
+    assert given == written
+    told = [entry.detail for entry in damage if entry.kind == "clock"]
+    assert len(told) == len(back)
+    for detail, (k, by) in zip(told, back.items(), strict=True):
+        seconds = (by - (messages(100)[k][1] - messages(100)[k - 1][1])) / 1e9
+        assert f"after {written[k - 1][1]} ns log times go back by {seconds:.3f} s" in detail
+    assert {entry.kind for entry in damage} <= {"clock", "metadata"}
+    assert read(tmp_path / "bag", {"/camera"})[0] == [message for message in written if message[0] == "/camera"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("disorder", ["overtaking", "topic after topic", "one wrong time", "a late topic"])
+def test_disorder_is_no_clock_that_was_set_back(tmp_path, way, disorder):
+    written = messages(100)
+    rng = np.random.default_rng(1)
+    if disorder == "overtaking":
+        written = sorted(written, key=lambda message: message[1] + rng.integers(90_000_000))
+    elif disorder == "topic after topic":
+        written = sorted(written, key=lambda message: message[0])
+    elif disorder == "one wrong time":
+        written[50] = (written[50][0], written[50][1] - 3 * 10**9, written[50][2])
+    else:
+        # What waited in the recorder for its turn: a topic whose messages are recorded half a second late.
+        written = sorted(written, key=lambda message: message[1] + (message[0] == "/camera") * 500_000_000)
+    given, damage = read(WAYS[way](tmp_path / "bag", written))
+    assert Counter(given) == Counter(written)
+    assert [at for _, at, _ in given] == sorted(at for _, at, _ in written)
+    assert not [entry for entry in damage if entry.kind == "clock"]
+
+
+def test_files_that_are_listed_in_another_order_are_no_clock_that_was_set_back(tmp_path):
+    written = messages(98)
+    half = len(written) // 2
+    given, damage = read(in_two_files(tmp_path / "bag", written[half:] + written[:half]))
+    assert given == written
+    assert [entry.kind for entry in damage] == ["metadata"]
 
 
 def test_splits_are_merged_and_a_missing_one_is_told(test_data, tmp_path):

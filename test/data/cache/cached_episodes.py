@@ -34,6 +34,7 @@ class Made:
     robot: str = "panda"
     rate: float = 15.0
     action_source: str = "joint_command"
+    ended: bool = True
     damage: tuple[str, ...] = ()
     roles: tuple[CameraRole, ...] = VIEWS
     size: tuple[int, int] = (24, 32)

@@ -94,15 +94,18 @@ def test_samples_are_those_of_a_loop_over_the_steps(cache, space, horizon, drop_
 
 
 @pytest.mark.parametrize("space", [VELOCITY, POSITION])
-def test_holding_after_an_episode_s_end_counts_on_request_and_inside_an_episode_never(cache, space):
+def test_holding_after_an_episode_s_end_counts_on_request_and_inside_an_episode_never(tmp_path, space):
+    """Nor where an episode was not seen until its end: then it goes on as inside of one."""
+    episodes = [*busy(), made("not seen until its end", 18, 6, segment=np.repeat([0, 1], 9), ended=False)]
+    cache = cached(tmp_path, *episodes)
     plain = BagChunks(cache, horizon=15, action_space=space, drop_idle=False)
     held = BagChunks(cache, horizon=15, action_space=space, drop_idle=False, hold_after_end=True)
     assert held.fingerprint != plain.fingerprint
     index = 0
-    for episode in (e for e in busy() if e.outcome == "success"):
+    for episode in (e for e in episodes if e.outcome == "success"):
         for step in range(len(episode.segment)):
             _, mask = brute_force(episode, step, 15, space)
-            last = episode.segment[step] == episode.segment[-1]
+            last = episode.ended and episode.segment[step] == episode.segment[-1]
             sample = held[index]
             np.testing.assert_array_equal(sample.action_mask, np.ones(15, bool) if last else mask)
             np.testing.assert_array_equal(sample.actions, plain[index].actions)

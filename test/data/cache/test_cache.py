@@ -28,7 +28,7 @@ def whole(tmp_path_factory):
     """A cache that no test changes, and the episodes in it."""
     episodes = [
         made("first", 5, 1),
-        made("second", 7, 2, outcome="failure", robot="fr3", instruction="push it", roles=(WRIST,)),
+        made("second", 7, 2, outcome="failure", robot="fr3", instruction="push it", roles=(WRIST,), ended=False),
         made("third", 4, 3, size=(10, 16), segment=np.array([0, 0, 1, 1]), idle=np.array([True, False, False, True])),
     ]
     return cached(tmp_path_factory.mktemp("cache"), *episodes), episodes
@@ -47,7 +47,7 @@ def test_arrays_are_those_of_the_episodes_one_after_the_other(whole):
     assert len(cache) == 16
     assert [(e.first, e.length) for e in cache.episodes] == [(0, 5), (5, 7), (12, 4)]
     for there, episode in zip(cache.episodes, episodes, strict=True):
-        for name in ("id", "instruction", "outcome", "robot", "rate", "action_source", "bag"):
+        for name in ("id", "instruction", "outcome", "robot", "rate", "action_source", "ended", "bag"):
             assert getattr(there, name) == getattr(episode, name)
         assert there.views == dict.fromkeys(episode.roles, episode.size)
 
@@ -225,8 +225,26 @@ def test_a_cache_of_another_version_is_refused(directory):
     manifest = json.loads(file.read_text())
     manifest["storage"]["version"] = 99
     file.write_text(json.dumps(manifest))
-    with pytest.raises(CacheError, match="version is 99, this package reads 1"):
+    with pytest.raises(CacheError, match="version is 99, this package reads 2"):
         Cache(directory)
+
+
+def test_a_cache_of_an_earlier_version_is_refused_and_made_anew(directory, whole):
+    for file in (directory / "manifest.json", *directory.glob("parts/*/part.json")):
+        values = json.loads(file.read_text())
+        values["storage"]["version"] = 1
+        for episode in values["episodes"]:
+            del episode["ended"]
+        file.write_text(json.dumps(values))
+    with pytest.raises(CacheError, match="version is 1, this package reads 2; build it again with `ki-ros cache BAGS"):
+        Cache(directory)
+    episodes = whole[1]
+    for episode in episodes:
+        episode.asked.clear()
+    _rebuild(directory, episodes)
+    assert [episode.asked for episode in episodes] == [list(range(steps)) for steps in (5, 7, 4)]
+    assert [episode.ended for episode in Cache(directory).episodes] == [True, False, True]
+    assert len(list(directory.glob("parts/*"))) == 3
 
 
 def test_a_worker_that_starts_after_a_new_build_is_told(tmp_path):

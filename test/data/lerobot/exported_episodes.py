@@ -30,6 +30,7 @@ class Made:
     rate: float = 15.0
     action_source: str = "joint_command"
     bag: Path = Path("made")
+    ended: bool = True
     damage: tuple[str, ...] = ()
     segment: Any = None
     roles: tuple[CameraRole, ...] = VIEWS
@@ -73,7 +74,7 @@ def episodes() -> list[Made]:
     return [
         Made("one", 40, 1, segment=[0] * 20 + [1] * 13 + [2] * 7),
         Made("two", 9, 2, instruction="push the cup", outcome="failure", robot="fr3", action_source="measured"),
-        Made("two", 5, 3, outcome="unknown"),
+        Made("two", 5, 3, outcome="unknown", ended=False),
     ]
 
 

@@ -52,7 +52,7 @@ def test_what_was_exported_comes_back(action_space, tmp_path):
     assert len(dataset) == 3
     for number, given in enumerate(episodes()):
         found = dataset.episode(number)
-        for name in ("id", "instruction", "outcome", "robot", "rate", "action_source"):
+        for name in ("id", "instruction", "outcome", "robot", "rate", "action_source", "ended"):
             assert getattr(found, name) == getattr(given, name)
         for name in ("stamps_ns", "segment", "idle"):
             np.testing.assert_array_equal(getattr(found, name), getattr(given, name))
