@@ -230,4 +230,7 @@ def _draw_bar(panel: Any, number: int, _point: str, values: dict[str, Any], name
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        raise SystemExit(f"insulation.py: {error}") from None

@@ -148,4 +148,7 @@ def _draw(figures: list[dict[str, Any]], options: argparse.Namespace, path: Path
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        raise SystemExit(f"latency.py: {error}") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ki_ros.commands.workers import spread
+from ki_ros.commands.workers import require_workers, spread
 from ki_ros.files import write_json
 from ki_ros.lockstep.collect import Collected, Collector, episode_id
 from ki_ros.lockstep.evaluation import SEED_OFFSET
@@ -34,7 +34,7 @@ def collect(
     """Records what is not there yet; returns the exit status. Arguments as in `ki_ros.cli.Collect`.
 
     Raises:
-        CollectError: a number out of its range.
+        ValueError: a number out of its range.
         OSError, BagWriteError: a bag cannot be written.
     """
     if episodes < 1:
@@ -43,6 +43,7 @@ def collect(
         raise CollectError(f"seed is {seed}; give 0 to {SEED_OFFSET - episodes}: higher ones belong to evaluations")
     if quality is not None and not 1 <= quality <= 100:
         raise CollectError(f"quality is {quality}; give 1 to 100, or leave it out for raw images")
+    require_workers(workers)
     output.mkdir(parents=True, exist_ok=True)
     wanted = [(task, number) for number in range(seed, seed + episodes) for task in tasks]
     missing = [(task, number) for task, number in wanted if not (output / episode_id(task, number)).is_dir()]

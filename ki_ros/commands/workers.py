@@ -17,6 +17,13 @@ from ki_ros.variables import end_with_parent
 T = TypeVar("T")
 
 _state: Any = None
+_failure: Exception | None = None
+
+
+def require_workers(workers: int) -> None:
+    """Raises ValueError for a number of processes that there cannot be."""
+    if workers < 0:
+        raise ValueError(f"workers is {workers}; give at least 1, or 0 for as many as there are processors")
 
 
 def spread(
@@ -39,7 +46,12 @@ def spread(
         title: of the bar.
         console: that it is shown on.
         describe: of the last result, beside the bar.
+
+    Raises:
+        ValueError: workers below 0.
+        Exception: of `make` or `work`.
     """
+    require_workers(workers)
     count = min(workers or os.cpu_count() or 1, max(len(items), 1))
     # Spawned and not forked: a graphics context and threads of torch do not survive a fork.
     pool = ProcessPoolExecutor(
@@ -61,9 +73,15 @@ def _initialise(make: Callable[[], Any], parent: int) -> None:
     end_with_parent(parent)
     # The first process decides what Ctrl-C means; the others finish the piece that they are at.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    global _state
-    _state = make()
+    global _state, _failure
+    try:
+        _state = make()
+    except Exception as error:
+        # Raised here, it would end the process, and all that the others learnt is that one has ended.
+        _failure = error
 
 
 def _work(work: Callable[[Any, Any], T], item: Any) -> T:
+    if _failure is not None:
+        raise _failure
     return work(_state, item)

@@ -1,4 +1,4 @@
-"""Work that is spread over processes ends with the process that spread it."""
+"""Work that is spread over processes: what is said where it fails, and that it ends with the process that spread it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ki_ros.commands.workers import spread
 
 SCRIPT = """
 import os, sys, time
@@ -58,3 +63,22 @@ def test_workers_of_a_process_that_is_killed_end(tmp_path: Path) -> None:
         wait(lambda: not any(running(pid) for pid in workers))
     finally:
         parent.kill()
+
+
+def refuse() -> None:
+    raise ValueError("colour is 'mauve'; use red")
+
+
+def nothing(_state: None, item: int) -> int:
+    return item
+
+
+def test_what_is_wrong_with_a_process_is_said(capfd) -> None:
+    with pytest.raises(ValueError, match=r"^colour is 'mauve'; use red$"):
+        list(spread(refuse, nothing, range(5), workers=2, title="", console=Console(quiet=True)))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_number_of_processes_that_there_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="workers is -1; give at least 1"):
+        list(spread(int, nothing, range(5), workers=-1, title="", console=Console(quiet=True)))
