@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
@@ -327,6 +329,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         sys.exit(_run(command))
     except KeyboardInterrupt:
+        # Whoever is impatient with the interpreter's end gets no traceback of it.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
         Console(stderr=True).print(f"[red]ki-ros:[/] {error}", highlight=False, soft_wrap=True)

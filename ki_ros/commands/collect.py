@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ki_ros.commands.workers import require_workers, spread
 from ki_ros.files import write_json
-from ki_ros.lockstep.collect import Collected, Collector, episode_id
+from ki_ros.lockstep.collect import Collected, Collector, discard_unfinished, episode_id
 from ki_ros.lockstep.evaluation import SEED_OFFSET
 from ki_ros.sim.tasks import Task
 
@@ -49,17 +49,22 @@ def collect(
     missing = [(task, number) for task, number in wanted if not (output / episode_id(task, number)).is_dir()]
     if len(missing) < len(wanted):
         console.print(f"{len(wanted) - len(missing)} of {len(wanted)} episodes are there already")
-    collected = list(
-        spread(
-            partial(Collector, output, quality),
-            _collect,
-            missing,
-            workers=workers,
-            title="recording",
-            console=console,
-            describe=lambda result: result.id,
+    try:
+        collected = list(
+            spread(
+                partial(Collector, output, quality),
+                _collect,
+                missing,
+                workers=workers,
+                title="recording",
+                console=console,
+                describe=lambda result: result.id,
+            )
         )
-    )
+    finally:
+        # Half a bag is a recording to whoever looks for recordings.
+        for task, number in missing:
+            discard_unfinished(output, task, number)
     figures = {task.value: _figures([c for c in collected if c.id.startswith(f"{task.value}_")]) for task in tasks}
     table = Table("task", "recorded now", "succeeded", "seconds")
     for name, values in figures.items():

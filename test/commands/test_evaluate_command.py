@@ -28,6 +28,4 @@ def test_a_directory_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path
     )
     assert done.returncode == 1, done.stderr
     newest = tmp_path / "checkpoints" / "step_00000010"
-    assert done.stderr == (
-        f"ki-ros: {tmp_path} is the directory of a training, not of a checkpoint; give {newest}\n"
-    )
+    assert done.stderr == (f"ki-ros: {tmp_path} is the directory of a training, not of a checkpoint; give {newest}\n")
