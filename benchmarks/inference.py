@@ -127,7 +127,7 @@ def others_of(model: KIModel, options: argparse.Namespace) -> dict[str, Any]:
         sides["openpi_compiled"] = torch.compile(OpenpiLike(model, options.steps).sample, mode="max-autotune")
     reason = lerobot_pi05.available() if options.lerobot else None
     if reason:
-        console.print(f"without LeRobot: {reason}", style="yellow")
+        console.print(f"without LeRobot: {reason}", style="yellow", markup=False)
     elif options.lerobot:
         for compiled in (False, True)[: 1 + options.compiled]:
             dtype = DTYPES[options.dtype]

@@ -76,7 +76,8 @@ def main() -> None:
     sweep = load(options.sweep, output=options.output)
     runs = [run for run in sweep.runs if finished(run) is not None]
     if len(runs) < len(sweep.runs):
-        console.print(f"{len(runs)} of {len(sweep.runs)} runs are finished; first: ki-ros sweep {options.sweep}")
+        said = f"{len(runs)} of {len(sweep.runs)} runs are finished; first: ki-ros sweep {options.sweep}"
+        console.print(said, markup=False)
     if not runs:
         raise SystemExit(1)
     directory = sweep.output / "closed_loop" / f"{options.task.value}_{options.episodes}_{options.seed}"
@@ -103,7 +104,7 @@ def main() -> None:
     _print(figures, options)
     picture = options.picture or directory / "insulation.png"
     write_atomically(picture, lambda path: _draw(figures, options, path))
-    console.print(f"wrote {picture}", soft_wrap=True)
+    console.print(f"wrote {picture}", markup=False, soft_wrap=True)
     if options.json is not None:
         write_json(options.json, {"task": options.task.value, "reached": options.reached, "points": figures})
 

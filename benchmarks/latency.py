@@ -91,7 +91,7 @@ def main() -> None:
     _print(figures)
     picture = options.picture or directory / "latency.png"
     write_atomically(picture, lambda path: _draw(figures, options, path))
-    console.print(f"wrote {picture}", soft_wrap=True)
+    console.print(f"wrote {picture}", markup=False, soft_wrap=True)
     if options.json is not None:
         cells_of = [{k: v for k, v in row.items() if k not in ("results", "tasks", "instructions")} for row in figures]
         settings = {"checkpoint": str(options.checkpoint), "task": options.task.value, "seed": options.seed}

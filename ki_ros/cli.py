@@ -11,6 +11,7 @@ from typing import Annotated, Literal, get_type_hints
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from ki_ros import bringup
 
@@ -333,7 +334,8 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
-        Console(stderr=True).print(f"[red]ki-ros:[/] {error}", highlight=False, soft_wrap=True)
+        said = f"[red]ki-ros:[/] {escape(str(error))}"
+        Console(stderr=True).print(said, highlight=False, emoji=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -70,7 +70,7 @@ def collect(
     for name, values in figures.items():
         table.add_row(name, str(values["episodes"]), str(values["successes"]), f"{values['seconds']:.0f}")
     console.print(table)
-    console.print(f"bags are in {output}; next: ki-ros bags check {output}", soft_wrap=True)
+    console.print(f"bags are in {output}; next: ki-ros bags check {output}", markup=False, soft_wrap=True)
     if json is not None:
         write_json(json, figures)
     return 0

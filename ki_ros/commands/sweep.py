@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
@@ -82,7 +83,7 @@ def sweep(*, config: Path, set: tuple[str, ...], output: Path | None, jobs: int,
         console.print("interrupted: the same command goes on with the sweep", highlight=False)
         return 130
     if failed:
-        console.print(f"failed: {', '.join(failed)}; the same command tries them again", highlight=False)
+        console.print(f"failed: {', '.join(failed)}; the same command tries them again", markup=False, highlight=False)
     return 1 if failed else 0
 
 
@@ -156,7 +157,8 @@ class _Runner:
         # A run ends, after saving, when this process does, however it does.
         self._environment[DIE_WITH_PARENT] = str(os.getpid())
         # Refreshed by the loop: a thread of its own would be forked in the middle of anything.
-        columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
+        name = TextColumn("{task.description}", markup=False)
+        columns = (name, MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal)
         self._overall = self._progress.add_task("runs", total=len(plan.runs))
 
@@ -282,13 +284,14 @@ def _report(plan: Sweep, states: dict[str, str], command: str, json: Path | None
     write_atomically(plan.output / "sweep.png", lambda file: draw(plan, points, file))
     header, rows = table(plan, points)
     # On a narrow terminal words are broken rather than cut.
-    shown = Table(*(Column(name, overflow="fold") for name in header), box=SIMPLE_HEAD, pad_edge=False)
+    shown = Table(*(Column(escape(name), overflow="fold") for name in header), box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     console.print(shown)
     if len(found := revisions(results)) > 1:
-        console.print(f"the runs were made by different code: {', '.join(found)}", highlight=False, soft_wrap=True)
-    console.print(f"{plan.output}: sweep.md, sweep.png, sweep.json", highlight=False, soft_wrap=True)
+        said = f"the runs were made by different code: {', '.join(found)}"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{plan.output}: sweep.md, sweep.png, sweep.json", markup=False, highlight=False, soft_wrap=True)
 
 
 def _last_step(metrics: Path) -> int:

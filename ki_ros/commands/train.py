@@ -71,7 +71,7 @@ def _train(
     if not _is_main():
         return exit_status
     word = "interrupted" if outcome.interrupted else "done"
-    console.print(f"{word} at step {outcome.step}: {outcome.checkpoint}", soft_wrap=True)
+    console.print(f"{word} at step {outcome.step}: {outcome.checkpoint}", markup=False, soft_wrap=True)
     if json is not None:
         write_json(
             json,
