@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from arguments import output_file
 
 matplotlib.use("Agg")
 
@@ -119,8 +120,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--reached", type=float, default=0.5, help="success whose first step is reported")
     parser.add_argument("--last", action="store_true", help="only the last checkpoint of each run")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--picture", type=Path, default=None)
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--picture", type=output_file, default=None)
+    parser.add_argument("--json", type=output_file, default=None)
     return parser.parse_args()
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from arguments import output_file
 
 matplotlib.use("Agg")
 
@@ -109,8 +110,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES), choices=SCHEDULES)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, default=Path("out/latency"))
-    parser.add_argument("--picture", type=Path, default=None)
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--picture", type=output_file, default=None)
+    parser.add_argument("--json", type=output_file, default=None)
     return parser.parse_args()
 
 
