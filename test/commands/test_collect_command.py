@@ -37,6 +37,28 @@ def collect(tmp_path: Path) -> Iterator[subprocess.Popen]:
     process.wait()
 
 
+def test_a_second_one_into_the_same_directory_is_refused_until_the_first_is_gone(
+    collect: subprocess.Popen, tmp_path: Path
+) -> None:
+    bags = tmp_path / "bags"
+    command = [*collect.args, "--episodes", "1", "--tasks", "reach"]
+    wait(lambda: len(list(bags.glob(".*_*/*"))) == 2)
+    begun = set(bags.glob(".*_*/*"))
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert second.stderr == (
+        f"ki-ros: output {bags} is in use by another ki-ros collect; wait for it, or give another output\n"
+    )
+    # What was in progress is, or has been completed.
+    assert all(path.exists() or (bags / path.name).exists() for path in begun)
+    assert collect.poll() is None
+
+    collect.kill()
+    collect.wait()
+    assert subprocess.run(command, check=False).returncode == 0
+    assert (bags / "reach_000000").is_dir()
+
+
 def test_two_interrupts_end_it_and_leave_whole_bags_alone(collect: subprocess.Popen, tmp_path: Path) -> None:
     bags, said = tmp_path / "bags", tmp_path / "said"
     wait(lambda: len(list(bags.glob(".*_*/*"))) == 2)
