@@ -38,6 +38,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from arguments import output_file
 from mcap.reader import make_reader
 from rich.console import Console
 from rich.table import Table
@@ -421,7 +422,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000], help="numbers of episodes")
     parser.add_argument("--lerobot-python", type=Path, help="interpreter that has the lerobot package")
     parser.add_argument("--work", type=Path, help="directory for recordings and caches; a temporary one when left out")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=output_file, help="write the figures to this file")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     console = Console()

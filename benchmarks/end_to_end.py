@@ -31,6 +31,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from arguments import output_file
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 CAMERAS = ("exterior_1", "wrist")
 WIDTH, HEIGHT = 640, 480
@@ -210,7 +212,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the policy on the CPU; 0: as many as torch takes")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--camera-hz", type=float, default=30.0)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=output_file, help="write the figures to this file")
     parser.add_argument("--role", choices=("rig",), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role == "rig":

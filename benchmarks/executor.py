@@ -32,6 +32,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from arguments import output_file
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 START_SECONDS = 120.0
 SETTLE_SECONDS = 2.0
@@ -407,7 +409,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the policy; 0: as many as torch takes")
     parser.add_argument("--guard-calls", type=int, default=4000, help="for each figure of the guard")
     parser.add_argument("--parameter", action="append", default=[], help="of the executor, NAME:=VALUE; repeatable")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=output_file, help="write the figures to this file")
     parser.add_argument("--role", choices=("rig", "plain"), help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import output_file
 from rich.console import Console
 from rich.table import Table
 
@@ -145,7 +146,7 @@ def main() -> None:
     parser.add_argument("fast_dir", type=Path, help="processor_config.json and tokenizer.json of FAST+")
     parser.add_argument("droid_dir", type=Path, help="episode_000.npz to episode_059.npz")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each side")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=output_file, help="write the figures to this file")
     options = parser.parse_args()
 
     fit_to, held_out = chunks(options.droid_dir)

@@ -43,6 +43,7 @@ from typing import Any
 import lerobot_pi05
 import numpy as np
 import torch
+from arguments import output_file
 from kernel_profile import draw as draw_profile
 from kernel_profile import record
 from openpi_like import OpenpiLike
@@ -127,7 +128,7 @@ def others_of(model: KIModel, options: argparse.Namespace) -> dict[str, Any]:
         sides["openpi_compiled"] = torch.compile(OpenpiLike(model, options.steps).sample, mode="max-autotune")
     reason = lerobot_pi05.available() if options.lerobot else None
     if reason:
-        console.print(f"without LeRobot: {reason}", style="yellow")
+        console.print(f"without LeRobot: {reason}", style="yellow", markup=False)
     elif options.lerobot:
         for compiled in (False, True)[: 1 + options.compiled]:
             dtype = DTYPES[options.dtype]
@@ -455,9 +456,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--inputs", type=int, default=0, help="inputs of each kind on which errors are measured")
     parser.add_argument("--real", type=Path, default=None, help="directory of DROID episodes with pictures")
     parser.add_argument("--soak", type=int, default=0, help="calls with changing prompts and views")
-    parser.add_argument("--picture", type=Path, default=None, help="draw the figures to this file")
-    parser.add_argument("--profile", type=Path, default=None, help="draw a call's kernels to this file; on a GPU")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    parser.add_argument("--picture", type=output_file, default=None, help="draw the figures to this file")
+    parser.add_argument(
+        "--profile", type=output_file, default=None, help="draw a call's kernels to this file; on a GPU"
+    )
+    parser.add_argument("--json", type=output_file, default=None, help="write the figures to this file")
     options = parser.parse_args()
     if options.profile and not options.device.startswith("cuda"):
         parser.error(f"--profile needs a CUDA device, and --device is {options.device}")

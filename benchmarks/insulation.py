@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from arguments import output_file
 
 matplotlib.use("Agg")
 
@@ -76,7 +77,8 @@ def main() -> None:
     sweep = load(options.sweep, output=options.output)
     runs = [run for run in sweep.runs if finished(run) is not None]
     if len(runs) < len(sweep.runs):
-        console.print(f"{len(runs)} of {len(sweep.runs)} runs are finished; first: ki-ros sweep {options.sweep}")
+        said = f"{len(runs)} of {len(sweep.runs)} runs are finished; first: ki-ros sweep {options.sweep}"
+        console.print(said, markup=False)
     if not runs:
         raise SystemExit(1)
     directory = sweep.output / "closed_loop" / f"{options.task.value}_{options.episodes}_{options.seed}"
@@ -103,7 +105,7 @@ def main() -> None:
     _print(figures, options)
     picture = options.picture or directory / "insulation.png"
     write_atomically(picture, lambda path: _draw(figures, options, path))
-    console.print(f"wrote {picture}", soft_wrap=True)
+    console.print(f"wrote {picture}", markup=False, soft_wrap=True)
     if options.json is not None:
         write_json(options.json, {"task": options.task.value, "reached": options.reached, "points": figures})
 
@@ -118,8 +120,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--reached", type=float, default=0.5, help="success whose first step is reported")
     parser.add_argument("--last", action="store_true", help="only the last checkpoint of each run")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--picture", type=Path, default=None)
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--picture", type=output_file, default=None)
+    parser.add_argument("--json", type=output_file, default=None)
     return parser.parse_args()
 
 
@@ -230,4 +232,7 @@ def _draw_bar(panel: Any, number: int, _point: str, values: dict[str, Any], name
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        raise SystemExit(f"insulation.py: {error}") from None

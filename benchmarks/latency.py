@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from arguments import output_file
 
 matplotlib.use("Agg")
 
@@ -91,7 +92,7 @@ def main() -> None:
     _print(figures)
     picture = options.picture or directory / "latency.png"
     write_atomically(picture, lambda path: _draw(figures, options, path))
-    console.print(f"wrote {picture}", soft_wrap=True)
+    console.print(f"wrote {picture}", markup=False, soft_wrap=True)
     if options.json is not None:
         cells_of = [{k: v for k, v in row.items() if k not in ("results", "tasks", "instructions")} for row in figures]
         settings = {"checkpoint": str(options.checkpoint), "task": options.task.value, "seed": options.seed}
@@ -109,8 +110,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES), choices=SCHEDULES)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, default=Path("out/latency"))
-    parser.add_argument("--picture", type=Path, default=None)
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--picture", type=output_file, default=None)
+    parser.add_argument("--json", type=output_file, default=None)
     return parser.parse_args()
 
 
@@ -148,4 +149,7 @@ def _draw(figures: list[dict[str, Any]], options: argparse.Namespace, path: Path
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        raise SystemExit(f"latency.py: {error}") from None

@@ -28,6 +28,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from arguments import output_file
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 CAMERAS = ("exterior_1", "exterior_2", "wrist")
 WIDTH, HEIGHT = 1280, 720
@@ -330,7 +332,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each node")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=output_file, help="write the figures to this file")
     parser.add_argument(
         "--profile", default=str(REPOSITORY / "config" / "fastdds.xml"), help="Fast DDS profile; none: its defaults"
     )

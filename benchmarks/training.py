@@ -44,6 +44,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import output_file
 from rich.console import Console
 from rich.table import Table
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -498,7 +499,7 @@ def main() -> None:
     parser.add_argument(
         "--flow-samples", type=int, choices=(1, DRAWS), default=1, help="draws of noise of --throughput"
     )
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=output_file, help="write the figures to this file")
     options = parser.parse_args()
 
     cpu = options.device == "cpu"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
@@ -9,8 +11,10 @@ from typing import Annotated, Literal, get_type_hints
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from ki_ros import bringup
+from ki_ros.files import require_writable
 
 
 @dataclass
@@ -327,16 +331,17 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         sys.exit(_run(command))
     except KeyboardInterrupt:
+        # Whoever is impatient with the interpreter's end gets no traceback of it.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
-        Console(stderr=True).print(f"[red]ki-ros:[/] {error}", highlight=False, soft_wrap=True)
+        said = f"[red]ki-ros:[/] {escape(str(error))}"
+        Console(stderr=True).print(said, highlight=False, emoji=False, soft_wrap=True)
         sys.exit(1)
 
 
 def _run(command: Command) -> int:
-    json: Path | None = getattr(command, "json", None)
-    if json is not None and json.is_dir():
-        raise ValueError(f"json is {json}, a directory; give a file")
+    _require_writable(command)
     # Imported here, so that `ki-ros --help` needs neither ROS nor torch.
     if isinstance(command, Demo):
         from ki_ros.commands.demo import demo
@@ -392,6 +397,19 @@ def _run(command: Command) -> int:
     from ki_ros.commands.up import up
 
     return up(bringup.Settings(**vars(command)))
+
+
+def _require_writable(command: Command) -> None:
+    """Finds out before the work what could not be written after it."""
+    if os.environ.get("RANK", "0") != "0":
+        # Of the processes of a training, only the first writes.
+        return
+    # These a command makes itself.
+    made = {getattr(command, name, None) for name in ("output", "pictures")}
+    for name in ("json", "status"):
+        file: Path | None = getattr(command, name, None)
+        if file is not None and (file.parent.exists() or file.parent not in made):
+            require_writable(file, name)
 
 
 if __name__ == "__main__":

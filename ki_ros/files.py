@@ -13,12 +13,41 @@ from typing import Any
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` make a temporary file beside `path`, then puts it in place."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = _beside(path)
     try:
         write(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path, name: str) -> None:
+    """Refuses a file that cannot be written, before the work that it is to hold the outcome of.
+
+    Args:
+        path: of the file.
+        name: of the option that gives it.
+
+    Raises:
+        ValueError: its directory does not exist or nothing can be written there, or the path is of something else.
+    """
+    try:
+        if path.is_dir():
+            raise ValueError(f"{name} is {path}, a directory; give a file")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{name} is {path}, which is no file that can be replaced; give another path")
+        if not path.parent.exists():
+            raise ValueError(f"{name} is {path}; its directory does not exist: make it, or give another path")
+        # Rights alone do not tell: a file system may be read-only, a name too long.
+        temporary = _beside(path)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise ValueError(f"{name} is {path}, which cannot be written ({error.strerror}); give another path") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{os.getpid()}.{path.name}")
 
 
 def sync(path: Path) -> None:

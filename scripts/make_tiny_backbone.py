@@ -203,7 +203,7 @@ def main() -> None:
     console.print(figures)
     save_checkpoint(learner.model, arguments.output)
     shutil.copyfile(shipped / TOKENIZER_FILE, arguments.output / TOKENIZER_FILE)
-    console.print(f"wrote {arguments.output}")
+    console.print(f"wrote {arguments.output}", markup=False)
     if arguments.json is not None:
         write_json(arguments.json, figures)
 

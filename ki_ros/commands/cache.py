@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ki_ros.commands.losses import print_damaged, print_left_out
@@ -86,11 +87,11 @@ def build_with_progress(
         report = plan.build(
             retry_refused=True,
             progress=show,
-            waiting=lambda: shown.print(f"waiting for another process that reads into {plan.directory}"),
+            waiting=lambda: shown.print(f"waiting for another process that reads into {plan.directory}", markup=False),
         )
     print_left_out(shown, report.refused)
     for name in report.removed:
-        shown.print(f"[yellow]removed[/] {name}: it is there no longer", highlight=False, soft_wrap=True)
+        shown.print(f"[yellow]removed[/] {escape(name)}: it is there no longer", highlight=False, soft_wrap=True)
     return report
 
 
@@ -122,7 +123,8 @@ def _print(figures: dict, report: BuildReport) -> None:
     for column, justify in (("instruction", "left"), ("outcome", "left"), ("episodes", "right"), ("steps", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for task in figures["tasks"]:
-        table.add_row(task["instruction"] or "(none)", task["outcome"], str(task["episodes"]), f"{task['steps']:,}")
+        instruction = escape(task["instruction"]) or "(none)"
+        table.add_row(instruction, task["outcome"], str(task["episodes"]), f"{task['steps']:,}")
     console.print(table)
     print_damaged(console, figures["damaged"])
     console.print(

@@ -71,7 +71,7 @@ def export_checkpoint(*, source: Path, output: Path, format: str, asset_id: str,
 
 @contextmanager
 def _bar(source: Path) -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         task = progress.add_task(source.name, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

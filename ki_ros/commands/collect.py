@@ -8,9 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ki_ros.commands.workers import spread
+from ki_ros.commands.locks import in_use
+from ki_ros.commands.workers import require_workers, spread
 from ki_ros.files import write_json
-from ki_ros.lockstep.collect import Collected, Collector, episode_id
+from ki_ros.lockstep.collect import Collected, Collector, discard_unfinished, episode_id
 from ki_ros.lockstep.evaluation import SEED_OFFSET
 from ki_ros.sim.tasks import Task
 
@@ -34,7 +35,7 @@ def collect(
     """Records what is not there yet; returns the exit status. Arguments as in `ki_ros.cli.Collect`.
 
     Raises:
-        CollectError: a number out of its range.
+        ValueError: a number out of its range, or an output that is in use.
         OSError, BagWriteError: a bag cannot be written.
     """
     if episodes < 1:
@@ -43,31 +44,44 @@ def collect(
         raise CollectError(f"seed is {seed}; give 0 to {SEED_OFFSET - episodes}: higher ones belong to evaluations")
     if quality is not None and not 1 <= quality <= 100:
         raise CollectError(f"quality is {quality}; give 1 to 100, or leave it out for raw images")
-    output.mkdir(parents=True, exist_ok=True)
-    wanted = [(task, number) for number in range(seed, seed + episodes) for task in tasks]
-    missing = [(task, number) for task, number in wanted if not (output / episode_id(task, number)).is_dir()]
-    if len(missing) < len(wanted):
-        console.print(f"{len(wanted) - len(missing)} of {len(wanted)} episodes are there already")
-    collected = list(
-        spread(
-            partial(Collector, output, quality),
-            _collect,
-            missing,
-            workers=workers,
-            title="recording",
-            console=console,
-            describe=lambda result: result.id,
-        )
-    )
-    figures = {task.value: _figures([c for c in collected if c.id.startswith(f"{task.value}_")]) for task in tasks}
+    require_workers(workers)
+    # Two would remove each other's bags in progress.
+    with in_use(output, "ki-ros collect"):
+        figures = _record(output, tasks, range(seed, seed + episodes), quality, workers)
     table = Table("task", "recorded now", "succeeded", "seconds")
     for name, values in figures.items():
         table.add_row(name, str(values["episodes"]), str(values["successes"]), f"{values['seconds']:.0f}")
     console.print(table)
-    console.print(f"bags are in {output}; next: ki-ros bags check {output}", soft_wrap=True)
+    console.print(f"bags are in {output}; next: ki-ros bags check {output}", markup=False, soft_wrap=True)
     if json is not None:
         write_json(json, figures)
     return 0
+
+
+def _record(
+    output: Path, tasks: tuple[Task, ...], numbers: range, quality: int | None, workers: int
+) -> dict[str, dict[str, float]]:
+    wanted = [(task, number) for number in numbers for task in tasks]
+    missing = [(task, number) for task, number in wanted if not (output / episode_id(task, number)).is_dir()]
+    if len(missing) < len(wanted):
+        console.print(f"{len(wanted) - len(missing)} of {len(wanted)} episodes are there already")
+    try:
+        collected = list(
+            spread(
+                partial(Collector, output, quality),
+                _collect,
+                missing,
+                workers=workers,
+                title="recording",
+                console=console,
+                describe=lambda result: result.id,
+            )
+        )
+    finally:
+        # Half a bag is a recording to whoever looks for recordings.
+        for task, number in missing:
+            discard_unfinished(output, task, number)
+    return {task.value: _figures([c for c in collected if c.id.startswith(f"{task.value}_")]) for task in tasks}
 
 
 def _collect(collector: Collector, item: tuple[Task, int]) -> Collected:

@@ -19,6 +19,7 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
 from rclpy.serialization import deserialize_message
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sensor_msgs.msg import JointState
@@ -82,7 +83,7 @@ def demo(
     if json is not None:
         write_json(json, values)
     _print(values)
-    console.print(f"wrote {output / 'report.json'} and {output / 'report.png'}")
+    console.print(f"wrote {output / 'report.json'} and {output / 'report.png'}", markup=False)
     if values["limit_violations"]:
         console.print(f"[red]{values['limit_violations']} samples lie beyond a limit of the arm[/]")
         return 1
@@ -117,7 +118,8 @@ def _isolate() -> None:
 
 
 def _run(settings: bringup.Settings, seconds: float, output: Path, instruction: str) -> Rollout:
-    progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=console)
     console.print(f"ROS domain {os.environ['ROS_DOMAIN_ID']}")
     # Checks the settings, before anything reads the parameter file that they name.
     graph = Graph(settings, output / "logs")
@@ -276,7 +278,7 @@ def _print(values: dict) -> None:
             value = "\n".join(map(_describe, value))
         elif isinstance(value, dict):
             value = ", ".join(f"{key} {count}" for key, count in value.items()) or "none"
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else escape(str(value)))
     console.print(table)
 
 

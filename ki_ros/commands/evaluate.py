@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ki_ros.commands.workers import spread
+from ki_ros.commands.workers import require_workers, spread
 from ki_ros.execution.schedule import REAL_TIME
 from ki_ros.files import write_json
 from ki_ros.lockstep.evaluation import Evaluator, Result, episode_seed, summarise
@@ -54,6 +54,7 @@ def evaluate(
         raise EvaluateError(
             f"schedule is {schedule} and backbone is set; FAST tokens agree with nothing, drop one of them"
         )
+    require_workers(workers)
     make = partial(_make, checkpoint, preset, seed, replan, latency, schedule, num_steps, backbone)
     items = [(one, episode_seed(seed, number)) for one in task for number in range(episodes)]
     results = spread(

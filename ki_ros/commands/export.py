@@ -70,6 +70,7 @@ def _print(report: ExportReport, output: Path, size: int) -> None:
     console.print(
         f"{output}: {report.recorded} episodes as {report.episodes}, {report.frames:,} frames, {report.tasks} tasks, "
         f"{size / 1e6:.1f} MB",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )

@@ -50,6 +50,7 @@ class Graph:
         self._descriptions = [d for d in bringup.describe(settings) if not only or d.name in only]
         self._environment = {**os.environ, **bringup.environment(sim=settings.sim), "PYTHONUNBUFFERED": "1"}
         self._processes: dict[str, _Process] = {}
+        self._logged: set[str] = set()
 
     def __enter__(self) -> Graph:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -82,9 +83,10 @@ class Graph:
         self.run(name, command)
 
     def run(self, name: str, command: Sequence[str]) -> None:
-        """Starts another process under the graph's care."""
+        """Starts another process under the graph's care. Its log replaces one of an earlier graph."""
         log = self._directory / f"{name}.log"
-        with open(log, "ab") as output:
+        with open(log, "ab" if name in self._logged else "wb") as output:
+            self._logged.add(name)
             popen = subprocess.Popen(
                 command,
                 env=self._environment,

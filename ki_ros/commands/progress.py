@@ -16,10 +16,10 @@ def progress_bar(title: str, detail: str, console: Console, *, transient: bool =
         transient: whether it vanishes at the end.
     """
     return Progress(
-        TextColumn(title),
+        TextColumn(title, markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(detail),
+        TextColumn(detail, markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

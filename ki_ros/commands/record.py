@@ -18,6 +18,7 @@ import rclpy
 from rclpy.client import Client
 from rclpy.node import Node
 from rich.console import Console
+from rich.markup import escape
 
 from ki_ros import bringup, srv
 from ki_ros.commands.processes import Graph
@@ -72,7 +73,7 @@ def record(
             settings = dataclasses.replace(settings, record="true")
         command = bringup.plain_record_command(settings)
         if print_plain:
-            console.print(shlex.join(command), highlight=False, soft_wrap=True)
+            console.print(shlex.join(command), markup=False, highlight=False, soft_wrap=True)
             return 0
         _become(command)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -159,7 +160,8 @@ class _Conversation:
         self._say(answer, _IDLE)
 
     def _say(self, answer: srv.StartEpisode.Response | srv.StopEpisode.Response, then: str) -> None:
-        console.print(answer.message if answer.success else f"[red]{answer.message}[/]", highlight=False)
+        said = escape(answer.message)
+        console.print(said if answer.success else f"[red]{said}[/]", highlight=False)
         console.print(then)
 
     def _wait_for_services(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import rclpy
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -51,7 +52,7 @@ def replay(*, path: Path, episode: int, set_instruction: bool, json: Path | None
             node.destroy_node()
     finally:
         rclpy.try_shutdown()
-    table = Table(title=f"replay of {recording.name}: “{recording.instruction}”", show_header=False)
+    table = Table(title=escape(f"replay of {recording.name}: “{recording.instruction}”"), show_header=False)
     for name, value in values.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     console.print(table)
@@ -76,7 +77,7 @@ def _replay(node: ReplayNode, recording: Episode, set_instruction: bool) -> dict
     node.begin()
     started = time.monotonic()
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(recording.name, total=len(recording))
+        task = progress.add_task(escape(recording.name), total=len(recording))
         while not node.over:
             rclpy.spin_once(node, timeout_sec=0.1)
             progress.update(task, completed=node.step)

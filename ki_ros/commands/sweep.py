@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from ki_ros.commands.locks import in_use, is_in_use
 from ki_ros.commands.signals import terminated_as_interrupted
 from ki_ros.files import write_atomically, write_json
 from ki_ros.training.assets import open_sources
@@ -47,7 +46,6 @@ TAIL_LINES = 15
 
 POLL_SECONDS = 0.2
 
-_LOCK_FILE = ".lock"
 console = Console()
 
 
@@ -68,10 +66,7 @@ def sweep(*, config: Path, set: tuple[str, ...], output: Path | None, jobs: int,
     plan = load(config, set, output)
     require_same(plan)
     _require_data(plan)
-    plan.output.mkdir(parents=True, exist_ok=True)
-    with _Lock.open(plan.output) as lock:
-        if lock is None:
-            raise SweepError(f"output {plan.output} is in use by another sweep; wait for it, or give another output")
+    with in_use(plan.output, "sweep"):
         states = _Runner(plan, jobs).run()
         command = ["ki-ros", "sweep", str(config)]
         command += ["--set", *set] if set else []
@@ -82,7 +77,7 @@ def sweep(*, config: Path, set: tuple[str, ...], output: Path | None, jobs: int,
         console.print("interrupted: the same command goes on with the sweep", highlight=False)
         return 130
     if failed:
-        console.print(f"failed: {', '.join(failed)}; the same command tries them again", highlight=False)
+        console.print(f"failed: {', '.join(failed)}; the same command tries them again", markup=False, highlight=False)
     return 1 if failed else 0
 
 
@@ -98,41 +93,6 @@ def _require_data(plan: Sweep) -> None:
         except (ValueError, OSError) as error:
             raise SweepError(f"run {run.name}: {error}") from None
         opened.append(key)
-
-
-class _Lock:
-    """A directory that is in use; until it is closed by everybody who has it, however they end."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    @classmethod
-    def take(cls, directory: Path) -> _Lock | None:
-        """None where somebody else has it."""
-        file = open(directory / _LOCK_FILE, "ab")  # noqa: SIM115 - as long as the lock
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        return cls(file)
-
-    @classmethod
-    @contextmanager
-    def open(cls, directory: Path) -> Iterator[_Lock | None]:
-        lock = cls.take(directory)
-        try:
-            yield lock
-        finally:
-            if lock is not None:
-                lock.close()
-
-    @property
-    def descriptor(self) -> int:
-        return self._file.fileno()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 @dataclass(frozen=True)
@@ -156,7 +116,8 @@ class _Runner:
         # A run ends, after saving, when this process does, however it does.
         self._environment[DIE_WITH_PARENT] = str(os.getpid())
         # Refreshed by the loop: a thread of its own would be forked in the middle of anything.
-        columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
+        name = TextColumn("{task.description}", markup=False)
+        columns = (name, MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal)
         self._overall = self._progress.add_task("runs", total=len(plan.runs))
 
@@ -186,26 +147,21 @@ class _Runner:
         for run in tuple(self._waiting):
             if len(self._children) >= self._jobs:
                 return
-            run.directory.mkdir(parents=True, exist_ok=True)
-            # A process of a sweep that was killed may still be saving there; it has the lock until it is gone.
-            lock = _Lock.take(run.directory)
-            if lock is None:
+            # A process of a sweep that was killed may still be saving there. One of them that has not taken the
+            # directory yet never will: it looks for its parent first.
+            if is_in_use(run.directory):
                 continue
-            try:
-                write_atomically(run.directory / CONFIG_FILE, lambda file, r=run: file.write_text(config_text(r)))
-                with open(run.directory / LOG_FILE, "ab") as log:
-                    popen = subprocess.Popen(
-                        [sys.executable, "-m", "ki_ros.cli", "train", str(run.directory / CONFIG_FILE), "--resume"],
-                        env=self._environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        pass_fds=(lock.descriptor,),
-                        # Ctrl-C reaches this process alone, which then has each child save.
-                        start_new_session=True,
-                    )
-            finally:
-                lock.close()
+            write_atomically(run.directory / CONFIG_FILE, lambda file, r=run: file.write_text(config_text(r)))
+            with open(run.directory / LOG_FILE, "ab") as log:
+                popen = subprocess.Popen(
+                    [sys.executable, "-m", "ki_ros.cli", "train", str(run.directory / CONFIG_FILE), "--resume"],
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    # Ctrl-C reaches this process alone, which then has each child save.
+                    start_new_session=True,
+                )
             self._waiting.remove(run)
             task = self._progress.add_task(run.name, total=run.config.steps)
             self._children.append(_Child(run, popen, task))
@@ -282,13 +238,14 @@ def _report(plan: Sweep, states: dict[str, str], command: str, json: Path | None
     write_atomically(plan.output / "sweep.png", lambda file: draw(plan, points, file))
     header, rows = table(plan, points)
     # On a narrow terminal words are broken rather than cut.
-    shown = Table(*(Column(name, overflow="fold") for name in header), box=SIMPLE_HEAD, pad_edge=False)
+    shown = Table(*(Column(escape(name), overflow="fold") for name in header), box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     console.print(shown)
     if len(found := revisions(results)) > 1:
-        console.print(f"the runs were made by different code: {', '.join(found)}", highlight=False, soft_wrap=True)
-    console.print(f"{plan.output}: sweep.md, sweep.png, sweep.json", highlight=False, soft_wrap=True)
+        said = f"the runs were made by different code: {', '.join(found)}"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{plan.output}: sweep.md, sweep.png, sweep.json", markup=False, highlight=False, soft_wrap=True)
 
 
 def _last_step(metrics: Path) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from ki_ros.commands.cache import build_with_progress
+from ki_ros.commands.locks import InUseError, in_use
 from ki_ros.commands.memory import show_memory
 from ki_ros.commands.signals import terminated_as_interrupted
 from ki_ros.data.cache.build import BuildProgress
@@ -37,6 +38,7 @@ def train(
     """Trains, or says what it would need; returns the exit status. Arguments as in `ki_ros.cli.Train`.
 
     Raises:
+        InUseError: another training is at it in the same output.
         ValueError, OSError, RuntimeError: see `ki_ros.training.trainer.train`.
     """
     die_with_parent()
@@ -59,19 +61,20 @@ def _train(
     settings = load(config, overrides, bags=bags)
     if dry_run:
         return show_memory(settings, json)
-    if isinstance(settings.data, CachedData) and _is_main() and (plan := cache_plan(settings.data)) is not None:
+    with in_use(settings.output, "training") if _is_main() else nullcontext():
+        if isinstance(settings.data, CachedData) and _is_main() and (plan := cache_plan(settings.data)) is not None:
 
-        def reading(progress: BuildProgress) -> None:
-            state.update(phase=Phase.READING, message=f"{progress.done} of {progress.total} recordings are read")
+            def reading(progress: BuildProgress) -> None:
+                state.update(phase=Phase.READING, message=f"{progress.done} of {progress.total} recordings are read")
 
-        build_with_progress(plan, console, reading)
-    state.update(phase=Phase.PREPARING, message="")
-    outcome = run(settings, resume=resume, console=console, status=state)
+            build_with_progress(plan, console, reading)
+        state.update(phase=Phase.PREPARING, message="")
+        outcome = run(settings, resume=resume, console=console, status=state)
     exit_status = 130 if outcome.interrupted else 0
     if not _is_main():
         return exit_status
     word = "interrupted" if outcome.interrupted else "done"
-    console.print(f"{word} at step {outcome.step}: {outcome.checkpoint}", soft_wrap=True)
+    console.print(f"{word} at step {outcome.step}: {outcome.checkpoint}", markup=False, soft_wrap=True)
     if json is not None:
         write_json(
             json,
@@ -92,6 +95,9 @@ def _how_it_ends(state: StatusFile) -> Iterator[None]:
     """Has the reason of an end that is none of the trainer's own in the status file."""
     try:
         yield
+    except InUseError:
+        # The file may be that of the other one.
+        raise
     except KeyboardInterrupt:
         with suppress(OSError):
             state.update(phase=Phase.STOPPED, seconds_left=None, message="it was interrupted before it could save")

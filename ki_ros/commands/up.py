@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from ki_ros import bringup
 from ki_ros.commands.processes import Graph, GraphError
@@ -27,7 +28,7 @@ def up(settings: bringup.Settings) -> int:
             with graph:
                 graph.wait()
         except GraphError as error:
-            console.print(f"[red]{error}[/]; everything has been stopped")
+            console.print(f"[red]{escape(str(error))}[/]; everything has been stopped")
             return 1
         except KeyboardInterrupt:
             console.print("stopped")

@@ -40,6 +40,15 @@ def episode_id(task: Task, seed: int) -> str:
     return f"{task.value}_{seed:06d}"
 
 
+def discard_unfinished(output: Path, task: Task, seed: int) -> None:
+    """Removes what a collector that was ended has left of that demonstration. Nobody may be at it."""
+    shutil.rmtree(_unfinished(output, task, seed), ignore_errors=True)
+
+
+def _unfinished(output: Path, task: Task, seed: int) -> Path:
+    return output / f".{episode_id(task, seed)}"
+
+
 class Collector:
     """Demonstrates and records; makes its rig once. Not for several threads.
 
@@ -67,8 +76,8 @@ class Collector:
             seconds = (rig.time_ns - start_ns) / 1e9
             return referee.success_seconds is not None and seconds >= referee.success_seconds + _AFTER_SUCCESS
 
-        temporary = self._output / f".{id}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        discard_unfinished(self._output, task, seed)
+        temporary = _unfinished(self._output, task, seed)
         recording = EpisodeRecording(
             temporary / id, id=id, instruction=layout.instruction, rig=rig, views=POLICY_VIEWS, quality=self._quality
         )

@@ -169,6 +169,7 @@ def read_config(path: str | Path) -> KIConfig:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a safetensors file or a directory that holds one")
     if not file.is_file():
+        _require_no_run(path)
         raise CheckpointError(f"{file} does not exist; {fix}")
     try:
         return KIConfig.from_json(file)
@@ -199,6 +200,7 @@ def weight_files(path: Path) -> list[Path]:
             return [path / name]
     index = path / INDEX_FILE
     if not index.is_file():
+        _require_no_run(path)
         raise CheckpointError(f"{path} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}; give a directory with either")
     try:
         weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -212,6 +214,14 @@ def weight_files(path: Path) -> list[Path]:
     if missing:
         raise CheckpointError(f"{path}: the shards {_listed(missing)} are missing; copy the whole checkpoint")
     return [path / name for name in names]
+
+
+def _require_no_run(path: Path) -> None:
+    """Says which directory is meant, where a training's own was given: its checkpoints are in it."""
+    within = path if path.name == "checkpoints" else path / "checkpoints"
+    kept = sorted(place for place in within.glob("step_*") if (place / WEIGHTS_FILE).is_file())
+    if kept:
+        raise CheckpointError(f"{path} is the directory of a training, not of a checkpoint; give {kept[-1]}")
 
 
 def open_weights(file: Path) -> Any:

@@ -54,6 +54,17 @@ def test_demo(tmp_path):
     assert not list(tmp_path.glob(".*")), "no temporary file may stay"
 
 
+def test_a_demo_that_fails_shows_what_its_own_nodes_said(tmp_path):
+    pytest.importorskip("mujoco", reason="needs mujoco: run scripts/setup")
+    for name in ("nowhere", "elsewhere"):
+        process = ki_ros("demo", "--output", tmp_path / "out", "--checkpoint", tmp_path / name)
+        output = finish(process)
+        assert process.returncode == 1
+        assert f"{tmp_path / name} does not exist" in output
+        assert "[policy]" in output
+    assert "nowhere" not in output
+
+
 def test_replay_of_a_real_episode(test_data, tmp_path):
     graph = ki_ros("up", "--params-file", ROOT / "config" / "droid_replay.yaml")
     try:

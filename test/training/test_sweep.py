@@ -16,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from ki_ros.commands.locks import InUseError
 from ki_ros.commands.sweep import sweep as command
 from ki_ros.training.config import load as load_training
 from ki_ros.training.sweep import SweepError, config_text, load, require_same
@@ -316,7 +317,7 @@ def test_ctrl_c_has_the_runs_save_first_and_a_second_sweep_is_refused_meanwhile(
         try:
             wait_for(lambda: checkpoint_steps(first))
             command(config=path, set=(), output=None, jobs=1, json=None)
-        except SweepError as error:
+        except InUseError as error:
             refused.append(str(error))
         finally:
             # What Ctrl-C does, and not ignored where a shell has put the tests in the background.

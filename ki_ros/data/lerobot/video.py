@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -77,7 +78,13 @@ class VideoWriter:
 
     def close(self) -> None:
         """Writes what the encoder still holds, and the file's index. Raises OSError of the disk."""
-        self._encode(None)
+        try:
+            self._encode(None)
+        except BaseException:
+            # Left open it would be closed some time later, when its file may be gone.
+            with suppress(av.FFmpegError):
+                self._container.close()
+            raise
         try:
             self._container.close()
         except av.FFmpegError as error:

@@ -276,9 +276,10 @@ class _Data:
         self._rows += len(table)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        # Taken out first: closed in part, it cannot be closed again.
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     def _path(self) -> Path:
         return self._directory / self._index.path(layout.DATA_PATH)
@@ -316,9 +317,10 @@ class _Videos:
         self._writer.write(image)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        # Taken out first: closed in part, it cannot be closed again.
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     @staticmethod
     def _fits(writer: VideoWriter, length: int, rate: int) -> bool:
@@ -351,9 +353,10 @@ class _Meta:
 
     def close(self) -> None:
         self._flush()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        # Taken out first: closed in part, it cannot be closed again.
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     def _flush(self) -> None:
         if not self._held:

@@ -9,6 +9,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -19,7 +22,7 @@ from exported_episodes import VIEWS, Droid, Made, MadeOrigin, cached, episodes, 
 from PIL import Image
 
 from ki_ros.data.bag import BagWriter, encode
-from ki_ros.data.lerobot import ExportOptions, LeRobotError, export_dataset, layout
+from ki_ros.data.lerobot import ExportOptions, ExportProgress, LeRobotError, export_dataset, layout
 from ki_ros.data.lerobot.source import open_source
 from ki_ros.rig import GRIPPER_JOINT, PANDA, ActionSpace, CameraRole
 
@@ -310,6 +313,37 @@ def test_a_killed_export_leaves_no_output(tmp_path):
     assert not (tmp_path / "out").exists()
     export(tmp_path / "out", Made("one"), images="png")
     assert len(rows(tmp_path / "out")["index"]) == 12
+
+
+@pytest.mark.parametrize("codec", ["av1", "h264"])
+def test_an_interrupt_while_videos_are_closed_is_no_failure(tmp_path, capfd, codec):
+    """Interrupts an export at moments spread over its end, which begins with the last report of progress."""
+    ends = []
+
+    def closing(after: float) -> Callable[[ExportProgress], None]:
+        def show(progress: ExportProgress) -> None:
+            if progress.done == progress.total:
+                ends.append(time.perf_counter())
+                signal.setitimer(signal.ITIMER_REAL, after)
+
+        return show
+
+    def run(name: str, after: float) -> None:
+        options = ExportOptions(codec=codec)
+        export_dataset([MadeOrigin((Made("one", steps=60),))], tmp_path / name, options, progress=closing(after))
+
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        run("whole", 0.0)
+        duration = time.perf_counter() - ends[0]
+        for part in range(1, 20):
+            with suppress(KeyboardInterrupt):
+                run(f"interrupted_{part}", duration * part / 20)
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+    assert "av.error" not in capfd.readouterr().err
 
 
 def test_command_exports_bags(tmp_path):
