@@ -10,7 +10,8 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,9 @@ class StateStore:
         )
         for name, tensors in parts:
             whole = self._gather(tensors)
-            if writer and tensors and problem is None:
+            # Before the first step the optimiser has no state; that there is none must be in the checkpoint, too.
+            written = bool(tensors) or name == _OPTIMIZER
+            if writer and written and problem is None:
                 problem = _attempt(lambda w=whole, n=name: save_file(w, temporary / "training" / n))
             del whole
         deployed = self._gather({name: averages.get(name, tensor) for name, tensor in everything.items()})
@@ -197,7 +200,7 @@ class StateStore:
             own = average.state_dict()
             whole = _read(directory / _AVERAGE, set(own))
             average.load_state_dict({name: scatter_like(tensor, own[name]) for name, tensor in whole.items()})
-        _load_optimizer(directory / _OPTIMIZER, optimizer, trained)
+        _load_optimizer(directory / _OPTIMIZER, optimizer, trained, begun=progress.step > 0)
         return progress
 
     def _gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -253,25 +256,56 @@ def _attempt(write: Any) -> OSError | None:
 
 def _read(file: Path, names: set[str]) -> dict[str, Tensor]:
     """The tensors of a file, which must be those."""
+    with _opened(file) as handle:
+        there = set(handle.keys())
+        if there != names:
+            missing, unknown = sorted(names - there), sorted(there - names)
+            raise ResumeError(
+                f"{file} holds other weights than the run trains: missing {missing[:3]}, unknown {unknown[:3]}; "
+                "go on with the model, freeze and lora that it was begun with"
+            )
+        return {name: handle.get_tensor(name) for name in sorted(there)}
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A file of tensors. Raises ResumeError, here or in the block, if it cannot be read."""
     try:
         with safe_open(file, framework="pt") as handle:
-            there = set(handle.keys())
-            if there != names:
-                missing, unknown = sorted(names - there), sorted(there - names)
-                raise ResumeError(
-                    f"{file} holds other weights than the run trains: missing {missing[:3]}, unknown {unknown[:3]}; "
-                    "go on with the model, freeze and lora that it was begun with"
-                )
-            return {name: handle.get_tensor(name) for name in sorted(there)}
+            yield handle
     except (OSError, SafetensorError) as error:
         raise ResumeError(f"{file} cannot be read ({error}); remove {file.parents[1]}") from error
 
 
-def _load_optimizer(file: Path, optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> None:
+def _load_optimizer(
+    file: Path, optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], *, begun: bool
+) -> None:
+    """Takes over the state of each parameter that has one.
+
+    A parameter gets its state with its first gradient: vision has none before the first picture. It is all there or all
+    absent, and with `begun` some parameter has one.
+    """
     quantities = ("step", "exp_avg", "exp_avg_sq")
-    whole = _read(file, {f"{name}.{quantity}" for name in trained for quantity in quantities})
-    for name, parameter in trained.items():
-        optimizer.state[parameter] = {
-            "step": whole[f"{name}.step"].to(parameter.device),
-            **{key: scatter_like(whole[f"{name}.{key}"], parameter) for key in quantities[1:]},
-        }
+    with _opened(file) as handle:
+        there = set(handle.keys())
+        if unknown := sorted(there - {f"{name}.{quantity}" for name in trained for quantity in quantities}):
+            raise ResumeError(
+                f"{file} holds the state of other weights than the run trains: unknown {unknown[:3]}; go on with the "
+                "model, freeze and lora that it was begun with"
+            )
+        if begun and not there:
+            raise ResumeError(f"{file} holds no state at all; remove {file.parents[1]}")
+        for name, parameter in trained.items():
+            missing = [key for key in quantities if f"{name}.{key}" not in there]
+            if len(missing) == len(quantities):
+                continue
+            if missing:
+                raise ResumeError(
+                    f"{file} holds a part of the state of {name}, without {', '.join(missing)}; remove "
+                    f"{file.parents[1]}"
+                )
+            whole = {key: handle.get_tensor(f"{name}.{key}") for key in quantities}
+            optimizer.state[parameter] = {
+                "step": whole["step"].to(parameter.device),
+                **{key: scatter_like(whole[key], parameter) for key in quantities[1:]},
+            }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 
 from ki_ros.policy import Policy
 from ki_ros.rig import RESET_JOINT_POSITIONS, CameraRole
 from ki_ros.training import config as configuration
 from ki_ros.training.metrics import read_metrics
-from ki_ros.training.state import checkpoints
+from ki_ros.training.state import ResumeError, checkpoints
 from ki_ros.training.trainer import Outcome, train
 
 
@@ -274,6 +276,42 @@ def test_real_episodes_with_images(tmp_path: Path, test_data: Path) -> None:
         in_process(tmp_path, data=data)
     outcome = in_process(tmp_path, data=data | {"missing_views": "mask"}, steps=3)
     assert np.isfinite(outcome.evaluation["flow_loss"])
+
+
+def test_a_run_goes_on_from_before_its_first_picture(tmp_path: Path, test_data: Path) -> None:
+    """One episode of six has pictures, and the fourth step is the first with one of its samples."""
+    data = {"kind": "droid", "directory": str(test_data / "droid_100"), "train": "0,2-6", "missing_views": "mask"}
+    run = {"data": data, "seed": 7, "batch_size": 4, "steps": 6, "save_every": 2, "fast_max_tokens": 200}
+    in_process(tmp_path / "whole", **run, keep=3)
+    early, late = (
+        {name for name in tiny.saved(tmp_path / "whole", step) if "optimizer" in name and "vision_tower" in name}
+        for step in (2, 6)
+    )
+    assert not early
+    assert late
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for step in (4, 6):
+        shutil.rmtree(checkpoints(tmp_path / "resumed" / "out")[step])
+    in_process(tmp_path / "resumed", resume=True, **run)
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "resumed", 6)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("action_in_proj.weight.exp", r"a part of the state of action_in_proj\.weight, without exp_avg, exp_avg_sq"),
+        ("", "no state at all"),
+    ],
+)
+def test_optimizer_state_that_no_run_leaves_is_refused(tmp_path: Path, lost: str, message: str) -> None:
+    file = in_process(tmp_path, steps=3).checkpoint / "training" / "optimizer.safetensors"
+    state = load_file(file)
+    save_file({name: tensor for name, tensor in state.items() if not name.startswith(lost)}, file)
+    with pytest.raises(ResumeError, match=message):
+        in_process(tmp_path, steps=5, resume=True)
+    save_file(state | {"brain.step": state["action_in_proj.weight.step"].clone()}, file)
+    with pytest.raises(ResumeError, match=r"other weights than the run trains: unknown .*brain"):
+        in_process(tmp_path, steps=5, resume=True)
 
 
 def test_decoding_of_the_backbone_is_evaluated(tmp_path: Path) -> None:
