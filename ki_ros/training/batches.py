@@ -5,6 +5,7 @@ Shapes: B batch, S draws of noise, H action horizon, D action dimension.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -222,6 +223,11 @@ class _Collate:
             raise DataError(f"{error}; the setting is fast_max_tokens where the length is meant") from error
 
 
+def _ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal: the trainer's next batch must not die of it before it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def training_batches(
     source: SampleSource,
     encoder: SampleEncoder,
@@ -237,6 +243,7 @@ def training_batches(
 
     Raises:
         DataError: a sample that cannot be trained on.
+        RuntimeError, OSError, EOFError: a worker has ended.
     """
     loader = DataLoader(
         _Positions(source, encoder, seed),
@@ -245,6 +252,8 @@ def training_batches(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
+        # Not SIGTERM: it is how the loader ends them.
+        worker_init_fn=_ignore_interrupts,
         # Forking a process that has threads of torch or CUDA in it may hang.
         multiprocessing_context="forkserver" if workers else None,
     )

@@ -185,10 +185,15 @@ class _Run:
             workers=config.workers,
             pin_memory=self._world.device.type == "cuda",
         )
-        with _log(config, first, self._world, self._console) as log, _stop_requests() as stop:
+        with _stop_requests() as stop, _log(config, first, self._world, self._console) as log:
             meter = _Meter(config.batch_size, self._world.device)
-            for passes in batches:
-                metrics = self._step(step, passes)
+            while step < config.steps and not interrupted:
+                passes = _next(batches, stop)
+                counts = self._counts(passes)
+                if passes is None or counts is None:
+                    interrupted = True
+                    break
+                metrics = self._step(step, passes, counts)
                 step += 1
                 meter.count()
                 if log is not None and (step % config.log_every == 0 or step == config.steps):
@@ -206,11 +211,9 @@ class _Run:
                     self._save(step, earlier + time.monotonic() - began)
                     saved = step
                     meter.restart()
-                if last:
-                    break
             if saved != step:
                 self._save(step, earlier + time.monotonic() - began)
-        if self._world.is_main:
+        if self._world.is_main and step:
             draw_curves(config.output)
         newest = checkpoints(config.output)
         return Outcome(step, interrupted, newest[max(newest)], self._evaluated)
@@ -218,10 +221,15 @@ class _Run:
     def _is_due(self, every: int, step: int) -> bool:
         return step == self._config.steps or (every > 0 and step % every == 0)
 
-    def _step(self, step: int, passes: list[TrainingBatch]) -> dict[str, float]:
+    def _counts(self, passes: list[TrainingBatch] | None) -> LossCounts | None:
+        """Numbers of rows of the whole batch that carry each loss; None, in all processes, where one has no batch."""
+        own = [0.0, 0.0] if passes is None else [sum(c) for c in zip(*(b.counts()[:2] for b in passes), strict=True)]
+        flow, fast, lacking = self._world.sum([*own, float(passes is None)])
+        return None if lacking else LossCounts(flow, fast)
+
+    def _step(self, step: int, passes: list[TrainingBatch], counts: LossCounts) -> dict[str, float]:
         """One optimiser step. Losses are those of the whole batch, whoever computed which part of it."""
         config = self._config
-        counts = LossCounts(*self._world.sum([sum(c) for c in zip(*(b.counts() for b in passes), strict=True)]))
         rate = learning_rate(
             step,
             peak=config.optimizer.learning_rate,
@@ -393,6 +401,17 @@ def _log(config: TrainConfig, first: int, processes: World, console: Console) ->
         console=console,
     ) as log:
         yield log
+
+
+def _next(batches: Iterator[list[TrainingBatch]], stop: Callable[[], bool]) -> list[TrainingBatch] | None:
+    """The passes of a step; None where the processes that load them ended of the signal that asked to stop."""
+    try:
+        return next(batches)
+    except (RuntimeError, OSError, EOFError):
+        # SIGTERM to a group, as torchrun sends it, ends them before this process has looked at it.
+        if stop():
+            return None
+        raise
 
 
 @contextmanager

@@ -8,13 +8,13 @@ import resource
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from processes import has_torch, keep_waiting, loaders, signal_all, wait_for
 from safetensors.torch import load_file, save_file
 
 from ki_ros.policy import Policy
@@ -43,14 +43,6 @@ def assert_same_checkpoint(one: Path, other: Path, step: int) -> None:
     assert first.keys() == second.keys()
     different = [name for name in first if not torch.equal(first[name], second[name])]
     assert different == []
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 240.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the run ended by itself"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_run_leaves_a_deployable_checkpoint(whole: Path) -> None:
@@ -114,6 +106,47 @@ def test_signal_saves_and_exits(whole: Path, tmp_path: Path, number: signal.Sign
         assert process.returncode == 130
         assert "interrupted at step" in output
     tiny.run(file, "--resume")
+    assert_same_checkpoint(whole, tmp_path, 8)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_what_loads_the_data_too_saves_and_exits(tmp_path: Path, number: signal.Signals) -> None:
+    """As a terminal and torchrun send it, and while the run waits for a batch."""
+    file = tiny.write(tmp_path, steps=400, workers=1)
+    process = subprocess.Popen(
+        tiny.command(file),
+        env=tiny.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    log = tmp_path / "out" / "metrics.jsonl"
+    wait_for(lambda: log.is_file() and log.stat().st_size > 0, process)
+    keep_waiting(process)
+    signal_all(process, number)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 130, output
+    (step,) = checkpoints(tmp_path / "out")
+    assert step == len(tiny.curve(tmp_path)) < 400
+    assert f"interrupted at step {step}" in output
+    assert in_process(tmp_path, steps=step + 2, resume=True).step == step + 2
+
+
+def test_ctrl_c_before_the_first_step_saves_the_beginning(whole: Path, tmp_path: Path) -> None:
+    """The process that is to load the data is starting, and cannot have been told yet to ignore it."""
+    file = tiny.write(tmp_path, steps=8, workers=1)
+    process = subprocess.Popen(
+        tiny.command(file), env=tiny.environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(lambda: any(map(has_torch, loaders(process.pid))), process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 130
+    assert "interrupted at step 0" in output
+    assert list(checkpoints(tmp_path / "out")) == [0]
+    Policy.load(checkpoint=checkpoints(tmp_path / "out")[0])
+    in_process(tmp_path, steps=8, resume=True)
     assert_same_checkpoint(whole, tmp_path, 8)
 
 
