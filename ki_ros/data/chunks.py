@@ -127,12 +127,8 @@ class DroidChunks:
         Raises:
             IndexError: an index that is not in 0 .. len - 1.
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"index is {index}; samples are 0 to {len(self) - 1}")
-        which = int(np.searchsorted(self._ends, index, side="right"))
+        which, step = self._place(index)
         episode, count = self._loaded[which], len(self._steps[which])
-        step = index - (int(self._ends[which]) - count)
         return Sample(
             views={view: episode.image(view, step) for view in self.views if view in episode.image_files},
             state=episode.states[step].copy(),
@@ -140,6 +136,19 @@ class DroidChunks:
             actions=self._held[which][step : step + self.horizon].copy(),
             action_mask=np.arange(step, step + self.horizon) < count,
         )
+
+    def describe(self, index: int) -> str:
+        """Step and episode of the sample of that index. Raises IndexError."""
+        which, step = self._place(index)
+        return f"step {step} of {self._loaded[which].name}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Place of a sample's episode in `episodes`, and its step."""
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index is {index}; samples are 0 to {len(self) - 1}")
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        return which, index - (int(self._ends[which]) - len(self._steps[which]))
 
     def _hold(self, last: np.ndarray) -> np.ndarray:
         """(H - 1, 8) rows that keep the arm and the gripper where the last action took them."""

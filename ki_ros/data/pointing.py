@@ -184,6 +184,10 @@ class Pointing:
         """
         return self._sample(index, self._scene(index))
 
+    def describe(self, index: int) -> str:
+        """The sample's picture by what it is made of."""
+        return f"picture {index} of seed {self.seed}"
+
     def _scene(self, index: int) -> _Scene:
         index = operator.index(index)
         if not 0 <= index < self.length:
@@ -259,6 +263,10 @@ class Counterfactuals:
     def __getitem__(self, index: int) -> Sample:
         """As `Pointing.counterfactual`."""
         return self._source.counterfactual(index)
+
+    def describe(self, index: int) -> str:
+        """The source's sample, and that the other square is named."""
+        return f"{self._source.describe(index)} with the other square named"
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,13 @@ class Subset:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Sample:
+        return self._source[self._place(index)]
+
+    def describe(self, index: int) -> str:
+        """The source's words for the sample. Raises IndexError."""
+        return self._source.describe(self._place(index))
+
+    def _place(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"index is {index}; samples are 0 to {len(self) - 1}")
-        return self._source[int(self._indices[index])]
+        return int(self._indices[index])

@@ -150,9 +150,9 @@ def measure(run: Run) -> dict[str, Any]:
     """The result of a run whose process has ended well.
 
     Returns:
-        `steps`; `seconds` spent training, evaluation and all resumed parts included; `revision` of the code at its end,
-        None outside a clone; `evaluation`, the metrics of its last step on held-out data, empty where there are none.
-        What is not finite is None.
+        `steps`; `seconds` spent up to the last checkpoint, evaluations before it and all resumed parts included;
+        `revision` of the code at its end, None outside a clone; `evaluation`, the metrics of its last step on held-out
+        data, empty where there are none. What is not finite is None.
 
     Raises:
         SweepError: the run has no checkpoint of its last step.

@@ -186,6 +186,8 @@ class _Run:
             pin_memory=self._world.device.type == "cuda",
         )
         with _stop_requests() as stop, _log(config, first, self._world, self._console) as log:
+            if self._owes_evaluation(first, log):
+                self._evaluate(first, log)
             meter = _Meter(config.batch_size, self._world.device)
             while step < config.steps and not interrupted:
                 passes = _next(batches, stop)
@@ -204,12 +206,13 @@ class _Run:
                 # Processes must agree on it: one that stops alone leaves the others waiting.
                 interrupted = bool(self._world.sum([float(stop())])[0]) and step < config.steps
                 last = step == config.steps or interrupted
-                if not interrupted and self._is_due(config.evaluation.every, step):
-                    self._evaluate(step, log)
-                    meter.restart()
+                # Before the evaluation: what fails there loses no step, and is made up for at the next start.
                 if last or self._is_due(config.save_every, step):
                     self._save(step, earlier + time.monotonic() - began)
                     saved = step
+                    meter.restart()
+                if not interrupted and self._is_due(config.evaluation.every, step):
+                    self._evaluate(step, log)
                     meter.restart()
             if saved != step:
                 self._save(step, earlier + time.monotonic() - began)
@@ -220,6 +223,12 @@ class _Run:
 
     def _is_due(self, every: int, step: int) -> bool:
         return step == self._config.steps or (every > 0 and step % every == 0)
+
+    def _owes_evaluation(self, first: int, log: MetricsLog | None) -> bool:
+        """Whether the run ended between a checkpoint and the evaluation that was due at its step."""
+        owes = first > 0 and self._is_due(self._config.evaluation.every, first)
+        # The process that has the log knows it for all.
+        return owes and bool(self._world.sum([float(log is not None and not log.has(first, "eval"))])[0])
 
     def _counts(self, passes: list[TrainingBatch] | None) -> LossCounts | None:
         """Numbers of rows of the whole batch that carry each loss; None, in all processes, where one has no batch."""

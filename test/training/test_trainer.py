@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -17,8 +18,11 @@ import torch
 from processes import has_torch, keep_waiting, loaders, signal_all, wait_for
 from safetensors.torch import load_file, save_file
 
+from ki_ros.data.chunks import DroidChunks
+from ki_ros.model.fast import FASTTokenizer
+from ki_ros.model.normalize import NormStats
 from ki_ros.policy import Policy
-from ki_ros.rig import RESET_JOINT_POSITIONS, CameraRole
+from ki_ros.rig import RESET_JOINT_POSITIONS, ActionSpace, CameraRole
 from ki_ros.training import config as configuration
 from ki_ros.training.metrics import read_metrics
 from ki_ros.training.state import ResumeError, checkpoints
@@ -301,6 +305,56 @@ def test_states_alone(tmp_path: Path, test_data: Path) -> None:
     outcome = in_process(tmp_path, data=data, steps=3, freeze=["vision", "projector"])
     assert outcome.step == 3
     assert np.isfinite(outcome.evaluation["action_error"])
+
+
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(tmp_path: Path, test_data: Path) -> None:
+    """One of the held-out chunks has more tokens than any chunk of the training data."""
+    run = {
+        "data": {
+            "kind": "droid",
+            "directory": str(test_data / "droid_100"),
+            "train": "2-3",
+            "held_out": "4-12",
+            "views": [],
+        },
+        "freeze": ["vision", "projector"],
+        "evaluation": {"every": 4, "samples": 6, "num_steps": 2},
+        "save_every": 4,
+    }
+    long = r"held-out sample 1006, step 528 of episode_007: row 2 has 70 FAST tokens .* more than max_tokens 64"
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=long):
+            in_process(tmp_path / "stopped", resume=resume, fast_max_tokens=64, **run)
+        assert list(checkpoints(tmp_path / "stopped" / "out")) == [4]
+    in_process(tmp_path / "stopped", resume=True, fast_max_tokens=70, **run)
+    in_process(tmp_path / "whole", fast_max_tokens=70, **run)
+    assert_same_checkpoint(tmp_path / "stopped", tmp_path / "whole", 8)
+    assert tiny.curve(tmp_path / "stopped") == tiny.curve(tmp_path / "whole")
+    assert evaluations(tmp_path / "stopped") == evaluations(tmp_path / "whole")
+    assert [line["step"] for line in evaluations(tmp_path / "whole")] == [4, 8]
+
+    # Of a step that was evaluated there is no second one.
+    shutil.rmtree(checkpoints(tmp_path / "stopped" / "out")[8])
+    in_process(tmp_path / "stopped", resume=True, fast_max_tokens=70, **run)
+    assert evaluations(tmp_path / "stopped") == evaluations(tmp_path / "whole")
+
+
+def evaluations(directory: Path) -> list[dict]:
+    return [line for line in read_metrics(directory / "out" / "metrics.jsonl") if line["kind"] == "eval"]
+
+
+def test_a_chunk_of_too_many_tokens_is_named_by_its_step_and_episode(tmp_path: Path, test_data: Path) -> None:
+    data = {"kind": "droid", "directory": str(test_data / "droid_100"), "train": "2-3", "views": []}
+    source = DroidChunks(test_data / "droid_100", [2, 3], action_space=ActionSpace.JOINT_VELOCITY, views=())
+    with pytest.raises(ValueError, match="FAST tokens") as caught:
+        in_process(tmp_path, data=data, freeze=["vision", "projector"], fast_max_tokens=40)
+    named = re.match(r"sample (\d+), (step \d+ of episode_00[23]): row (\d) has (\d+) FAST tokens", str(caught.value))
+    assert named
+    assert source.describe(int(named[1])) == named[2]
+    tokenizer = FASTTokenizer.from_directory(tmp_path / "out" / "assets" / "fast")
+    stats = NormStats.load(tmp_path / "out" / "assets" / "norm_stats.json")
+    tokens = tokenizer.encode(stats.actions.normalize(source[int(named[1])].actions))
+    assert len(tokens) + 1 == int(named[4])
 
 
 def test_real_episodes_with_images(tmp_path: Path, test_data: Path) -> None:

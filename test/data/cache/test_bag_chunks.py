@@ -129,6 +129,16 @@ def test_chunks_are_those_of_the_samples(cache, space):
     np.testing.assert_array_equal(source.states_and_actions()[1], actions[:, 0])
 
 
+def test_samples_are_described_by_step_and_episode(cache):
+    source = BagChunks(cache, action_space=VELOCITY)
+    described = [
+        f"step {step} of {e.id!r} of {e.bag}" for e in busy() if e.outcome == "success" for step in kept_steps(e)
+    ]
+    assert [source.describe(index) for index in range(len(source))] == described
+    with pytest.raises(IndexError, match="samples are 0 to"):
+        source.describe(len(source))
+
+
 @pytest.mark.parametrize(
     ("outcomes", "expected"),
     [(("success",), (0, 1, 4)), (("failure", "unknown"), (2, 3)), (("success", "unknown"), (0, 1, 3, 4))],
