@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ki_ros.files import sync, sync_tree
-from ki_ros.model.checkpoint import write_checkpoint
+from ki_ros.model.checkpoint import EMBEDDING, EMBEDDING_ALIAS, WEIGHTS_FILE, write_checkpoint
 from ki_ros.model.config import KIConfig
 from ki_ros.training.config import LoRAConfig
 from ki_ros.training.distributed import World, gather, scatter_like
@@ -33,6 +33,9 @@ from ki_ros.training.optimizer import optimizer_tensors
 _NAME = re.compile(r"step_(\d+)")
 _WEIGHTS, _AVERAGE, _OPTIMIZER = "weights.safetensors", "average.safetensors", "optimizer.safetensors"
 _STATE = "state.json"
+
+SETTINGS_FILE = "train.json"
+"""A run's configuration, in its output and in each of its checkpoints."""
 
 
 class ResumeError(ValueError):
@@ -203,6 +206,39 @@ class StateStore:
         _load_optimizer(directory / _OPTIMIZER, optimizer, trained, begun=progress.step > 0)
         return progress
 
+    def require_deployed(
+        self, everything: Mapping[str, Tensor], average: EMA | None, lora: LoRAConfig | None, source: str
+    ) -> None:
+        """Compares a model that took over the newest checkpoint with what that deploys; all processes must call it.
+
+        What is not trained is not taken over: it is where the model came from.
+
+        Args:
+            everything, average, lora: as of `save`.
+            source: of the model, for the error.
+
+        Raises:
+            ResumeError: they differ.
+        """
+        newest = checkpoints(self._output)
+        file = newest[max(newest)] / WEIGHTS_FILE
+        averages = average.state_dict() if average is not None else {}
+        deployed = self._gather({name: averages.get(name, tensor) for name, tensor in everything.items()})
+        different = []
+        if self._world.is_main:
+            with _opened(file) as handle:
+                for name, tensor in merge(deployed, lora).items():
+                    # Products of adapters may be rounded otherwise by another machine.
+                    stored = handle.get_tensor(EMBEDDING_ALIAS if name == EMBEDDING else name)
+                    if not torch.allclose(tensor, stored, rtol=1e-5, atol=1e-6):
+                        different.append(name)
+        if self._world.sum([float(len(different))])[0]:
+            raise ResumeError(
+                f"{source}: weights that are not trained are not those of {file}, the first is "
+                f"{different[0] if different else 'named by the first process'}; give the model that the run was begun "
+                "with, or begin a new run in another output"
+            )
+
     def _gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All of them whole, in this process if it writes; one after the other, so a device holds one at a time."""
         whole = {}
@@ -224,7 +260,7 @@ class StateStore:
     ) -> None:
         write_checkpoint(weights, config, temporary)
         shutil.copytree(self._assets, temporary, dirs_exist_ok=True)
-        (temporary / "train.json").write_text(json.dumps({"git": progress.git, **run}, indent=1) + "\n", "utf-8")
+        (temporary / SETTINGS_FILE).write_text(json.dumps({"git": progress.git, **run}, indent=1) + "\n", "utf-8")
         (temporary / "training" / _STATE).write_text(json.dumps(asdict(progress), indent=1) + "\n", "utf-8")
         sync_tree(temporary)
         if final.exists():

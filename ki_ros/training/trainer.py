@@ -36,11 +36,10 @@ from ki_ros.training.ema import EMA
 from ki_ros.training.evaluation import evaluate
 from ki_ros.training.metrics import MetricsLog
 from ki_ros.training.optimizer import clip_sides, make_optimizer, set_learning_rate, trained_parameters
+from ki_ros.training.resume import MODEL_INIT, changed_settings, describe_changes
 from ki_ros.training.schedule import learning_rate
-from ki_ros.training.state import Progress, ResumeError, StateStore, checkpoints, git_revision
+from ki_ros.training.state import SETTINGS_FILE, Progress, ResumeError, StateStore, checkpoints, git_revision
 from ki_ros.training.status import Phase, StatusFile
-
-CONFIG_FILE = "train.json"
 
 
 class TrainingError(RuntimeError):
@@ -83,8 +82,10 @@ def train(
         OSError: a checkpoint that could not be written.
     """
     model_config = resolve_model(config)
-    sources = open_sources(config, model_config)
     _require_usable_output(config, resume)
+    there = checkpoints(config.output)
+    changes = changed_settings(there[max(there)], config, model_config) if there else {}
+    sources = open_sources(config, model_config)
     _require_trained_views(config, sources)
     config.split_batch(int(os.environ.get("WORLD_SIZE", "1")))
     with world(config.device) as processes:
@@ -108,8 +109,12 @@ def train(
         shown = console if console is not None else Console()
         if not processes.is_main:
             shown = Console(file=open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        if changes:
+            text = f"otherwise than at step {max(there)}: {describe_changes(changes)}"
+            shown.print(text, markup=False, highlight=False, soft_wrap=True)
         state = status if status is not None and processes.is_main else StatusFile(None)
-        return _Run(config, model_config, sources, processes, strategy, shown, state).run()
+        run = _Run(config, model_config, sources, processes, strategy, shown, state)
+        return run.run(moved=MODEL_INIT in changes)
 
 
 class _Run:
@@ -162,14 +167,18 @@ class _Run:
         self._data, self._fast, self._git = sources.train.fingerprint, fast.fingerprint, git_revision()
         self._evaluated: dict[str, float] | None = None
 
-    def run(self) -> Outcome:
+    def run(self, *, moved: bool) -> Outcome:
+        """To its end. `moved` says that the model comes from another place than at first."""
         config = self._config
         found = self._store.load(
             self._trained, self._average, self._optimizer, data=self._data, fast_tokenizer=self._fast
         )
+        if moved and len(self._trained) < len(self._everything):
+            source = f"model.init is {config.model.init}"
+            self._store.require_deployed(self._everything, self._average, config.lora, source)
         first, earlier = (found.step, found.seconds) if found is not None else (0, 0.0)
         if self._world.is_main:
-            write_json(config.output / CONFIG_FILE, config.to_dict())
+            write_json(config.output / SETTINGS_FILE, config.to_dict())
         self._announce(first)
         newest = checkpoints(config.output).get(first)
         self._status.update(phase=Phase.TRAINING, step=first, steps=config.steps, checkpoint=newest, message="")
