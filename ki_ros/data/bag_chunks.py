@@ -134,10 +134,18 @@ class BagChunks:
         """
         return self.cache.states[self._steps], self._actions(self._steps, self._ends)
 
-    def chunks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (M, H, 8) float64 and masks (M, H) of all samples, in their order. No picture is decoded."""
-        steps = self._steps[:, None] + np.arange(self.horizon)
-        return self._actions(steps, self._ends[:, None]), steps < self._limits[:, None]
+    def chunks(self, indices: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (N, H, 8) float64 and masks (N, H) of samples by their indices (N,), or of all M.
+
+        No picture is decoded.
+        """
+        chosen = slice(None) if indices is None else indices
+        steps = self._steps[chosen, None] + np.arange(self.horizon)
+        return self._actions(steps, self._ends[chosen, None]), steps < self._limits[chosen, None]
+
+    def whole(self) -> np.ndarray:
+        """(M,) bool, whether all rows of a sample's chunk count."""
+        return self._steps + (self.horizon - 1) < self._limits
 
     def __len__(self) -> int:
         return len(self._steps)

@@ -109,14 +109,21 @@ class DroidChunks:
         """
         return np.concatenate([episode.states for episode in self._loaded]), np.concatenate(self._steps)
 
-    def chunks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (N, H, 8) float64 and masks (N, H) of all samples, in their order. No image is opened."""
-        rows, masks = [], []
-        for held, steps in zip(self._held, self._steps, strict=True):
-            start = np.arange(len(steps))[:, None] + np.arange(self.horizon)
-            rows.append(held[start])
-            masks.append(start < len(steps))
-        return np.concatenate(rows), np.concatenate(masks)
+    def chunks(self, indices: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (N, H, 8) float64 and masks (N, H) of samples by their indices (N,), or of all.
+
+        No image is opened.
+        """
+        indices = np.arange(len(self)) if indices is None else np.asarray(indices)
+        which = np.searchsorted(self._ends, indices, side="right")
+        # An episode's rows to hold come between its own and those of the next.
+        rows = (indices + which * (self.horizon - 1))[:, None] + np.arange(self.horizon)
+        return np.concatenate(self._held)[rows], indices[:, None] + np.arange(self.horizon) < self._ends[which, None]
+
+    def whole(self) -> np.ndarray:
+        """(N,) bool for all samples, whether their chunk lies within its episode."""
+        counts = np.diff(self._ends, prepend=0)
+        return np.arange(len(self)) + self.horizon <= np.repeat(self._ends, counts)
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -155,10 +155,18 @@ class Pointing:
         states = np.stack([scene.state for scene in scenes])
         return states, np.concatenate([self._actions(scene) for scene in scenes])
 
-    def chunks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (length, H, 8) float64 and masks (length, H) of all samples. No picture is drawn."""
-        actions = np.stack([self._actions(self._scene(index)) for index in range(self.length)])
+    def chunks(self, indices: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (N, H, 8) float64 and masks (N, H) of samples by their indices (N,), or of all.
+
+        No picture is drawn.
+        """
+        chosen = range(self.length) if indices is None else indices
+        actions = np.stack([self._actions(self._scene(index)) for index in chosen])
         return actions, np.ones(actions.shape[:2], dtype=bool)
+
+    def whole(self) -> np.ndarray:
+        """(length,) bool, true: every chunk is whole."""
+        return np.ones(self.length, dtype=bool)
 
     def named_and_other(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Actions (H, 8) that the sample's instruction asks for, and those that point at the other square instead.
