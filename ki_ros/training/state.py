@@ -272,7 +272,7 @@ class StateStore:
     def _prune(self) -> None:
         steps = list(checkpoints(self._output).items())
         for step, path in steps[: -self._keep]:
-            if self._keep_every and step % self._keep_every == 0:
+            if self._keep_every and step and step % self._keep_every == 0:
                 shutil.rmtree(path / "training", ignore_errors=True)
             else:
                 shutil.rmtree(path)

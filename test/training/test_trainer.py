@@ -139,7 +139,8 @@ def test_signal_to_what_loads_the_data_too_saves_and_exits(tmp_path: Path, numbe
 
 def test_ctrl_c_before_the_first_step_saves_the_beginning(whole: Path, tmp_path: Path) -> None:
     """The process that is to load the data is starting, and cannot have been told yet to ignore it."""
-    file = tiny.write(tmp_path, steps=8, workers=1)
+    saving = {"save_every": 4, "keep": 1, "keep_every": 4}
+    file = tiny.write(tmp_path, steps=8, workers=1, **saving)
     process = subprocess.Popen(
         tiny.command(file), env=tiny.environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -150,7 +151,8 @@ def test_ctrl_c_before_the_first_step_saves_the_beginning(whole: Path, tmp_path:
     assert "interrupted at step 0" in output
     assert list(checkpoints(tmp_path / "out")) == [0]
     Policy.load(checkpoint=checkpoints(tmp_path / "out")[0])
-    in_process(tmp_path, steps=8, resume=True)
+    in_process(tmp_path, steps=8, resume=True, **saving)
+    assert list(checkpoints(tmp_path / "out")) == [4, 8]
     assert_same_checkpoint(whole, tmp_path, 8)
 
 
