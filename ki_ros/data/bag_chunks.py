@@ -137,10 +137,18 @@ class BagChunks:
         """
         return self.cache.states[self._steps], self._actions(self._steps, self._ends)
 
-    def chunks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (M, H, 8) float64 and masks (M, H) of all samples, in their order. No picture is decoded."""
-        steps = self._steps[:, None] + np.arange(self.horizon)
-        return self._actions(steps, self._ends[:, None]), steps < self._limits[:, None]
+    def chunks(self, indices: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (N, H, 8) float64 and masks (N, H) of samples by their indices (N,), or of all M.
+
+        No picture is decoded.
+        """
+        chosen = slice(None) if indices is None else indices
+        steps = self._steps[chosen, None] + np.arange(self.horizon)
+        return self._actions(steps, self._ends[chosen, None]), steps < self._limits[chosen, None]
+
+    def whole(self) -> np.ndarray:
+        """(M,) bool, whether all rows of a sample's chunk count."""
+        return self._steps + (self.horizon - 1) < self._limits
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -152,11 +160,8 @@ class BagChunks:
             IndexError: an index that is not in 0 .. len - 1.
             CacheError: a picture that is damaged.
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"index is {index}; samples are 0 to {len(self) - 1}")
-        step, end = int(self._steps[index]), int(self._ends[index])
-        episode = self.cache.episodes[self.cache.episode_of(step)]
+        episode, step = self._place(index)
+        end = int(self._ends[index])
         steps = np.arange(step, step + self.horizon)
         return Sample(
             views={view: self.cache.view(step, view) for view in self.views if view in episode.views},
@@ -165,6 +170,19 @@ class BagChunks:
             actions=self._actions(steps, end),
             action_mask=steps < self._limits[index],
         )
+
+    def describe(self, index: int) -> str:
+        """Step, episode and recording of the sample of that index. Raises IndexError."""
+        episode, step = self._place(index)
+        return f"step {step - episode.first} of {episode.id!r} of {episode.bag}"
+
+    def _place(self, index: int) -> tuple[CachedEpisode, int]:
+        """A sample's episode, and its step in the cache."""
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index is {index}; samples are 0 to {len(self) - 1}")
+        step = int(self._steps[index])
+        return self.cache.episodes[self.cache.episode_of(step)], step
 
     def _actions(self, steps: np.ndarray, ends: np.ndarray | int) -> np.ndarray:
         """Actions (..., 8) at steps (...,) of segments that end before `ends`."""

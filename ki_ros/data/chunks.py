@@ -109,14 +109,21 @@ class DroidChunks:
         """
         return np.concatenate([episode.states for episode in self._loaded]), np.concatenate(self._steps)
 
-    def chunks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (N, H, 8) float64 and masks (N, H) of all samples, in their order. No image is opened."""
-        rows, masks = [], []
-        for held, steps in zip(self._held, self._steps, strict=True):
-            start = np.arange(len(steps))[:, None] + np.arange(self.horizon)
-            rows.append(held[start])
-            masks.append(start < len(steps))
-        return np.concatenate(rows), np.concatenate(masks)
+    def chunks(self, indices: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (N, H, 8) float64 and masks (N, H) of samples by their indices (N,), or of all.
+
+        No image is opened.
+        """
+        indices = np.arange(len(self)) if indices is None else np.asarray(indices)
+        which = np.searchsorted(self._ends, indices, side="right")
+        # An episode's rows to hold come between its own and those of the next.
+        rows = (indices + which * (self.horizon - 1))[:, None] + np.arange(self.horizon)
+        return np.concatenate(self._held)[rows], indices[:, None] + np.arange(self.horizon) < self._ends[which, None]
+
+    def whole(self) -> np.ndarray:
+        """(N,) bool for all samples, whether their chunk lies within its episode."""
+        counts = np.diff(self._ends, prepend=0)
+        return np.arange(len(self)) + self.horizon <= np.repeat(self._ends, counts)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -127,12 +134,8 @@ class DroidChunks:
         Raises:
             IndexError: an index that is not in 0 .. len - 1.
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"index is {index}; samples are 0 to {len(self) - 1}")
-        which = int(np.searchsorted(self._ends, index, side="right"))
+        which, step = self._place(index)
         episode, count = self._loaded[which], len(self._steps[which])
-        step = index - (int(self._ends[which]) - count)
         return Sample(
             views={view: episode.image(view, step) for view in self.views if view in episode.image_files},
             state=episode.states[step].copy(),
@@ -140,6 +143,19 @@ class DroidChunks:
             actions=self._held[which][step : step + self.horizon].copy(),
             action_mask=np.arange(step, step + self.horizon) < count,
         )
+
+    def describe(self, index: int) -> str:
+        """Step and episode of the sample of that index. Raises IndexError."""
+        which, step = self._place(index)
+        return f"step {step} of {self._loaded[which].name}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Place of a sample's episode in `episodes`, and its step."""
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index is {index}; samples are 0 to {len(self) - 1}")
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        return which, index - (int(self._ends[which]) - len(self._steps[which]))
 
     def _hold(self, last: np.ndarray) -> np.ndarray:
         """(H - 1, 8) rows that keep the arm and the gripper where the last action took them."""

@@ -155,10 +155,18 @@ class Pointing:
         states = np.stack([scene.state for scene in scenes])
         return states, np.concatenate([self._actions(scene) for scene in scenes])
 
-    def chunks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (length, H, 8) float64 and masks (length, H) of all samples. No picture is drawn."""
-        actions = np.stack([self._actions(self._scene(index)) for index in range(self.length)])
+    def chunks(self, indices: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (N, H, 8) float64 and masks (N, H) of samples by their indices (N,), or of all.
+
+        No picture is drawn.
+        """
+        chosen = range(self.length) if indices is None else indices
+        actions = np.stack([self._actions(self._scene(index)) for index in chosen])
         return actions, np.ones(actions.shape[:2], dtype=bool)
+
+    def whole(self) -> np.ndarray:
+        """(length,) bool, true: every chunk is whole."""
+        return np.ones(self.length, dtype=bool)
 
     def named_and_other(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Actions (H, 8) that the sample's instruction asks for, and those that point at the other square instead.
@@ -183,6 +191,10 @@ class Pointing:
             IndexError: an index that is not in 0 .. len - 1.
         """
         return self._sample(index, self._scene(index))
+
+    def describe(self, index: int) -> str:
+        """The sample's picture by what it is made of."""
+        return f"picture {index} of seed {self.seed}"
 
     def _scene(self, index: int) -> _Scene:
         index = operator.index(index)
@@ -259,6 +271,10 @@ class Counterfactuals:
     def __getitem__(self, index: int) -> Sample:
         """As `Pointing.counterfactual`."""
         return self._source.counterfactual(index)
+
+    def describe(self, index: int) -> str:
+        """The source's sample, and that the other square is named."""
+        return f"{self._source.describe(index)} with the other square named"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Subset:
 
     def __init__(self, source: DroidChunks | Pointing, count: int) -> None:
         self._source = source
-        whole = np.flatnonzero(source.chunks()[1].all(1))
+        whole = np.flatnonzero(source.whole())
         if not 1 <= count <= len(whole):
             raise ValueError(f"the data have {len(whole)} whole chunks, so a subset of {count} cannot be taken of them")
         self._indices = whole[np.linspace(0, len(whole) - 1, count).round().astype(int)]
@@ -36,10 +36,16 @@ class Subset:
         """SHA-256 of the source's and of the choice."""
         return hashlib.sha256(self._source.fingerprint.encode() + self._indices.astype("<i8").tobytes()).hexdigest()
 
-    def chunks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (count, H, 8) float64 and masks (count, H). No image is opened."""
-        actions, masks = self._source.chunks()
-        return actions[self._indices], masks[self._indices]
+    def chunks(self, indices: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (N, H, 8) float64 and masks (N, H) of samples by their indices (N,), or of all.
+
+        No image is opened.
+        """
+        return self._source.chunks(self._indices if indices is None else self._indices[indices])
+
+    def whole(self) -> np.ndarray:
+        """(count,) bool, true: only whole chunks are chosen."""
+        return np.ones(len(self), dtype=bool)
 
     def states_and_actions(self) -> tuple[np.ndarray, np.ndarray]:
         """Those of the whole source: a few samples are too few for statistics."""
@@ -49,6 +55,13 @@ class Subset:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Sample:
+        return self._source[self._place(index)]
+
+    def describe(self, index: int) -> str:
+        """The source's words for the sample. Raises IndexError."""
+        return self._source.describe(self._place(index))
+
+    def _place(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"index is {index}; samples are 0 to {len(self) - 1}")
-        return self._source[int(self._indices[index])]
+        return int(self._indices[index])

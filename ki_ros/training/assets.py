@@ -142,7 +142,7 @@ def prepare_assets(config: TrainConfig, sources: Sources, console: Console) -> P
     shutil.copyfile(_tokenizer_file(config), temporary / TOKENIZER_FILE)
     if config.fast_tokenizer == "fit":
         stats = NormStats.load(temporary / NORM_STATS_FILE)
-        chunks = _whole_chunks(sources.train, stats)
+        chunks = whole_chunks(sources.train, stats)
         with console.status(f"fitting a FAST tokenizer to {len(chunks)} chunks"):
             tokenizer = FASTTokenizer.fit(chunks, vocab_size=config.fast_vocab_size)
         saturated = tokenizer.encode_batch(chunks).saturated
@@ -221,10 +221,23 @@ def _tokenizer_file(config: TrainConfig) -> Path:
     )
 
 
-def _whole_chunks(source: DroidChunks | Pointing | BagChunks | Subset, stats: NormStats) -> np.ndarray:
-    """Normalised chunks (N, H, 8) without a step past the end; of a large source, every so many."""
-    actions, mask = source.chunks()
-    whole = actions[mask.all(1)]
+def whole_chunks(
+    source: DroidChunks | Pointing | BagChunks | Subset, stats: NormStats, most: int = _FIT_CHUNKS
+) -> np.ndarray:
+    """Normalised chunks (N, H, 8) without a step past the end; of a source with many, every so many.
+
+    Only these are made: all chunks of a source take H times the memory of its actions.
+
+    Args:
+        source: of the chunks.
+        stats: to normalise by.
+        most: about how many; N is less than twice that.
+
+    Raises:
+        TrainConfigError: there are none.
+    """
+    whole = np.flatnonzero(source.whole())
     if not len(whole):
         raise TrainConfigError("no chunk of the training data lies within its episode; give longer episodes")
-    return stats.actions.normalize(whole[:: max(1, len(whole) // _FIT_CHUNKS)])
+    actions, _ = source.chunks(whole[:: max(1, len(whole) // most)])
+    return stats.actions.normalize(actions)

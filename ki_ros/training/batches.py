@@ -5,6 +5,7 @@ Shapes: B batch, S draws of noise, H action horizon, D action dimension.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -166,12 +167,13 @@ class _Positions(Dataset):
     def __init__(self, source: SampleSource, encoder: SampleEncoder, seed: int) -> None:
         self._source, self._encoder, self._seed = source, encoder, seed
 
-    def __getitem__(self, position: int) -> EncodedSample:
+    def __getitem__(self, position: int) -> tuple[int, EncodedSample]:
+        """With the index of the sample."""
         index = sample_at(position, len(self._source), self._seed)
         try:
-            return self._encoder.encode(self._source[index], generator_at(position, self._seed))
+            return index, self._encoder.encode(self._source[index], generator_at(position, self._seed))
         except (InputError, DataError) as error:
-            raise DataError(f"sample {index}: {error}") from error
+            raise DataError(f"sample {index}, {self._source.describe(index)}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -210,16 +212,25 @@ class _Order:
 
 
 class _Collate:
-    """Of a batch, with the positions in errors; a class, so that worker processes can be sent it."""
+    """Of rows with their samples' indices, for errors to name; a class, so that worker processes can be sent it."""
 
-    def __init__(self, encoder: SampleEncoder) -> None:
-        self._encoder = encoder
+    def __init__(self, source: SampleSource, encoder: SampleEncoder, what: str = "sample") -> None:
+        self._source, self._encoder, self._what = source, encoder, what
 
-    def __call__(self, rows: list[EncodedSample]) -> TrainingBatch:
+    def __call__(self, rows: list[tuple[int, EncodedSample]]) -> TrainingBatch:
         try:
-            return self._encoder.collate(rows)
+            return self._encoder.collate([row for _, row in rows])
         except FASTEncodeError as error:
-            raise DataError(f"{error}; the setting is fast_max_tokens where the length is meant") from error
+            where = ""
+            if error.chunk is not None:
+                index = rows[error.chunk][0]
+                where = f"{self._what} {index}, {self._source.describe(index)}: "
+            raise DataError(f"{where}{error}; the setting is fast_max_tokens where the length is meant") from error
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal: the trainer's next batch must not die of it before it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def training_batches(
@@ -237,14 +248,17 @@ def training_batches(
 
     Raises:
         DataError: a sample that cannot be trained on.
+        RuntimeError, OSError, EOFError: a worker has ended.
     """
     loader = DataLoader(
         _Positions(source, encoder, seed),
         batch_sampler=_Order(first_step, steps, split),
-        collate_fn=_Collate(encoder),
+        collate_fn=_Collate(source, encoder),
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
+        # Not SIGTERM: it is how the loader ends them.
+        worker_init_fn=_ignore_interrupts,
         # Forking a process that has threads of torch or CUDA in it may hang.
         multiprocessing_context="forkserver" if workers else None,
     )
@@ -269,6 +283,7 @@ def evaluation_batches(
     """
     count = min(samples, len(source))
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
+    collate = _Collate(source, encoder, "held-out sample")
     for first in range(0, count, size * world_size):
         rows = []
         for place in range(first + rank * size, first + (rank + 1) * size):
@@ -276,8 +291,8 @@ def evaluation_batches(
             try:
                 row = encoder.encode(source[index], generator_at(index, EVALUATION_SEED))
             except (InputError, DataError) as error:
-                raise DataError(f"held-out sample {index}: {error}") from error
+                raise DataError(f"held-out sample {index}, {source.describe(index)}: {error}") from error
             if place >= count:
                 row = EncodedSample(row.inputs, row.actions, np.zeros_like(row.action_mask), row.noise, row.time)
-            rows.append(row)
-        yield _Collate(encoder)(rows)
+            rows.append((index, row))
+        yield collate(rows)

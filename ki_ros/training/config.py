@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -457,6 +457,15 @@ def with_bags(values: Mapping[str, Any], directory: Path) -> dict[str, Any]:
         kept = {name: data[name] for name in ("views", "missing_views", "action_space") if name in data}
     result["data"] = kept | {"kind": "bags", "directory": str(directory)}
     return result
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of nested values by their dotted names."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def parse_value(text: str) -> Any:

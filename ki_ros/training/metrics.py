@@ -135,6 +135,12 @@ class MetricsLog:
         if self._progress:
             self._show(step, numbers, kind)
 
+    def has(self, step: int, kind: Kind) -> bool:
+        """Whether values of a step were recorded, by this run or by the one that it goes on with."""
+        return any(
+            (line["step"], line["kind"]) == (step, kind) for line in read_metrics(self._directory / METRICS_FILE)
+        )
+
     def message(self, text: str) -> None:
         """Prints a line above the bar, whether progress is shown or not."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

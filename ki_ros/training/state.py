@@ -10,7 +10,8 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ki_ros.files import sync, sync_tree
-from ki_ros.model.checkpoint import write_checkpoint
+from ki_ros.model.checkpoint import EMBEDDING, EMBEDDING_ALIAS, WEIGHTS_FILE, write_checkpoint
 from ki_ros.model.config import KIConfig
 from ki_ros.training.config import LoRAConfig
 from ki_ros.training.distributed import World, gather, scatter_like
@@ -32,6 +33,9 @@ from ki_ros.training.optimizer import optimizer_tensors
 _NAME = re.compile(r"step_(\d+)")
 _WEIGHTS, _AVERAGE, _OPTIMIZER = "weights.safetensors", "average.safetensors", "optimizer.safetensors"
 _STATE = "state.json"
+
+SETTINGS_FILE = "train.json"
+"""A run's configuration, in its output and in each of its checkpoints."""
 
 
 class ResumeError(ValueError):
@@ -147,7 +151,9 @@ class StateStore:
         )
         for name, tensors in parts:
             whole = self._gather(tensors)
-            if writer and tensors and problem is None:
+            # Before the first step the optimiser has no state; that there is none must be in the checkpoint, too.
+            written = bool(tensors) or name == _OPTIMIZER
+            if writer and written and problem is None:
                 problem = _attempt(lambda w=whole, n=name: save_file(w, temporary / "training" / n))
             del whole
         deployed = self._gather({name: averages.get(name, tensor) for name, tensor in everything.items()})
@@ -197,8 +203,41 @@ class StateStore:
             own = average.state_dict()
             whole = _read(directory / _AVERAGE, set(own))
             average.load_state_dict({name: scatter_like(tensor, own[name]) for name, tensor in whole.items()})
-        _load_optimizer(directory / _OPTIMIZER, optimizer, trained)
+        _load_optimizer(directory / _OPTIMIZER, optimizer, trained, begun=progress.step > 0)
         return progress
+
+    def require_deployed(
+        self, everything: Mapping[str, Tensor], average: EMA | None, lora: LoRAConfig | None, source: str
+    ) -> None:
+        """Compares a model that took over the newest checkpoint with what that deploys; all processes must call it.
+
+        What is not trained is not taken over: it is where the model came from.
+
+        Args:
+            everything, average, lora: as of `save`.
+            source: of the model, for the error.
+
+        Raises:
+            ResumeError: they differ.
+        """
+        newest = checkpoints(self._output)
+        file = newest[max(newest)] / WEIGHTS_FILE
+        averages = average.state_dict() if average is not None else {}
+        deployed = self._gather({name: averages.get(name, tensor) for name, tensor in everything.items()})
+        different = []
+        if self._world.is_main:
+            with _opened(file) as handle:
+                for name, tensor in merge(deployed, lora).items():
+                    # Products of adapters may be rounded otherwise by another machine.
+                    stored = handle.get_tensor(EMBEDDING_ALIAS if name == EMBEDDING else name)
+                    if not torch.allclose(tensor, stored, rtol=1e-5, atol=1e-6):
+                        different.append(name)
+        if self._world.sum([float(len(different))])[0]:
+            raise ResumeError(
+                f"{source}: weights that are not trained are not those of {file}, the first is "
+                f"{different[0] if different else 'named by the first process'}; give the model that the run was begun "
+                "with, or begin a new run in another output"
+            )
 
     def _gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All of them whole, in this process if it writes; one after the other, so a device holds one at a time."""
@@ -221,7 +260,7 @@ class StateStore:
     ) -> None:
         write_checkpoint(weights, config, temporary)
         shutil.copytree(self._assets, temporary, dirs_exist_ok=True)
-        (temporary / "train.json").write_text(json.dumps({"git": progress.git, **run}, indent=1) + "\n", "utf-8")
+        (temporary / SETTINGS_FILE).write_text(json.dumps({"git": progress.git, **run}, indent=1) + "\n", "utf-8")
         (temporary / "training" / _STATE).write_text(json.dumps(asdict(progress), indent=1) + "\n", "utf-8")
         sync_tree(temporary)
         if final.exists():
@@ -233,7 +272,7 @@ class StateStore:
     def _prune(self) -> None:
         steps = list(checkpoints(self._output).items())
         for step, path in steps[: -self._keep]:
-            if self._keep_every and step % self._keep_every == 0:
+            if self._keep_every and step and step % self._keep_every == 0:
                 shutil.rmtree(path / "training", ignore_errors=True)
             else:
                 shutil.rmtree(path)
@@ -253,25 +292,56 @@ def _attempt(write: Any) -> OSError | None:
 
 def _read(file: Path, names: set[str]) -> dict[str, Tensor]:
     """The tensors of a file, which must be those."""
+    with _opened(file) as handle:
+        there = set(handle.keys())
+        if there != names:
+            missing, unknown = sorted(names - there), sorted(there - names)
+            raise ResumeError(
+                f"{file} holds other weights than the run trains: missing {missing[:3]}, unknown {unknown[:3]}; "
+                "go on with the model, freeze and lora that it was begun with"
+            )
+        return {name: handle.get_tensor(name) for name in sorted(there)}
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A file of tensors. Raises ResumeError, here or in the block, if it cannot be read."""
     try:
         with safe_open(file, framework="pt") as handle:
-            there = set(handle.keys())
-            if there != names:
-                missing, unknown = sorted(names - there), sorted(there - names)
-                raise ResumeError(
-                    f"{file} holds other weights than the run trains: missing {missing[:3]}, unknown {unknown[:3]}; "
-                    "go on with the model, freeze and lora that it was begun with"
-                )
-            return {name: handle.get_tensor(name) for name in sorted(there)}
+            yield handle
     except (OSError, SafetensorError) as error:
         raise ResumeError(f"{file} cannot be read ({error}); remove {file.parents[1]}") from error
 
 
-def _load_optimizer(file: Path, optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> None:
+def _load_optimizer(
+    file: Path, optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], *, begun: bool
+) -> None:
+    """Takes over the state of each parameter that has one.
+
+    A parameter gets its state with its first gradient: vision has none before the first picture. It is all there or all
+    absent, and with `begun` some parameter has one.
+    """
     quantities = ("step", "exp_avg", "exp_avg_sq")
-    whole = _read(file, {f"{name}.{quantity}" for name in trained for quantity in quantities})
-    for name, parameter in trained.items():
-        optimizer.state[parameter] = {
-            "step": whole[f"{name}.step"].to(parameter.device),
-            **{key: scatter_like(whole[f"{name}.{key}"], parameter) for key in quantities[1:]},
-        }
+    with _opened(file) as handle:
+        there = set(handle.keys())
+        if unknown := sorted(there - {f"{name}.{quantity}" for name in trained for quantity in quantities}):
+            raise ResumeError(
+                f"{file} holds the state of other weights than the run trains: unknown {unknown[:3]}; go on with the "
+                "model, freeze and lora that it was begun with"
+            )
+        if begun and not there:
+            raise ResumeError(f"{file} holds no state at all; remove {file.parents[1]}")
+        for name, parameter in trained.items():
+            missing = [key for key in quantities if f"{name}.{key}" not in there]
+            if len(missing) == len(quantities):
+                continue
+            if missing:
+                raise ResumeError(
+                    f"{file} holds a part of the state of {name}, without {', '.join(missing)}; remove "
+                    f"{file.parents[1]}"
+                )
+            whole = {key: handle.get_tensor(f"{name}.{key}") for key in quantities}
+            optimizer.state[parameter] = {
+                "step": whole["step"].to(parameter.device),
+                **{key: scatter_like(whole[key], parameter) for key in quantities[1:]},
+            }

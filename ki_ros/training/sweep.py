@@ -16,7 +16,7 @@ import yaml
 
 from ki_ros.model.config import KIConfig
 from ki_ros.training.build import resolve_model
-from ki_ros.training.config import TrainConfig, apply_overrides, parse, parse_value, read_yaml
+from ki_ros.training.config import TrainConfig, apply_overrides, flatten, parse, parse_value, read_yaml
 from ki_ros.training.metrics import METRICS_FILE, read_metrics
 from ki_ros.training.state import checkpoints, read_progress
 
@@ -115,7 +115,7 @@ def require_same(sweep: Sweep) -> None:
         file = run.directory / CONFIG_FILE
         if not file.exists():
             continue
-        recorded, now = (dict(_flat(c.to_dict())) for c in (_recorded(file), run.config))
+        recorded, now = (dict(flatten(c.to_dict())) for c in (_recorded(file), run.config))
         fields = [name for name in sorted(recorded.keys() | now.keys()) if recorded.get(name) != now.get(name)]
         differ = [f"{name} {recorded.get(name)!r}, now {now.get(name)!r}" for name in fields if name != "output"]
         if differ:
@@ -150,9 +150,9 @@ def measure(run: Run) -> dict[str, Any]:
     """The result of a run whose process has ended well.
 
     Returns:
-        `steps`; `seconds` spent training, evaluation and all resumed parts included; `revision` of the code at its end,
-        None outside a clone; `evaluation`, the metrics of its last step on held-out data, empty where there are none.
-        What is not finite is None.
+        `steps`; `seconds` spent up to the last checkpoint, evaluations before it and all resumed parts included;
+        `revision` of the code at its end, None outside a clone; `evaluation`, the metrics of its last step on held-out
+        data, empty where there are none. What is not finite is None.
 
     Raises:
         SweepError: the run has no checkpoint of its last step.
@@ -340,11 +340,3 @@ def _require_distinct(runs: Sequence[Run]) -> None:
 
 def _recorded(file: Path) -> TrainConfig:
     return _given(f"{file.parent}: cannot be compared; give the sweep another output", parse, read_yaml(file))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -36,11 +36,10 @@ from ki_ros.training.ema import EMA
 from ki_ros.training.evaluation import evaluate
 from ki_ros.training.metrics import MetricsLog
 from ki_ros.training.optimizer import clip_sides, make_optimizer, set_learning_rate, trained_parameters
+from ki_ros.training.resume import MODEL_INIT, changed_settings, describe_changes
 from ki_ros.training.schedule import learning_rate
-from ki_ros.training.state import Progress, ResumeError, StateStore, checkpoints, git_revision
+from ki_ros.training.state import SETTINGS_FILE, Progress, ResumeError, StateStore, checkpoints, git_revision
 from ki_ros.training.status import Phase, StatusFile
-
-CONFIG_FILE = "train.json"
 
 
 class TrainingError(RuntimeError):
@@ -83,8 +82,10 @@ def train(
         OSError: a checkpoint that could not be written.
     """
     model_config = resolve_model(config)
-    sources = open_sources(config, model_config)
     _require_usable_output(config, resume)
+    there = checkpoints(config.output)
+    changes = changed_settings(there[max(there)], config, model_config) if there else {}
+    sources = open_sources(config, model_config)
     _require_trained_views(config, sources)
     config.split_batch(int(os.environ.get("WORLD_SIZE", "1")))
     with world(config.device) as processes:
@@ -108,8 +109,12 @@ def train(
         shown = console if console is not None else Console()
         if not processes.is_main:
             shown = Console(file=open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        if changes:
+            text = f"otherwise than at step {max(there)}: {describe_changes(changes)}"
+            shown.print(text, markup=False, highlight=False, soft_wrap=True)
         state = status if status is not None and processes.is_main else StatusFile(None)
-        return _Run(config, model_config, sources, processes, strategy, shown, state).run()
+        run = _Run(config, model_config, sources, processes, strategy, shown, state)
+        return run.run(moved=MODEL_INIT in changes)
 
 
 class _Run:
@@ -162,14 +167,18 @@ class _Run:
         self._data, self._fast, self._git = sources.train.fingerprint, fast.fingerprint, git_revision()
         self._evaluated: dict[str, float] | None = None
 
-    def run(self) -> Outcome:
+    def run(self, *, moved: bool) -> Outcome:
+        """To its end. `moved` says that the model comes from another place than at first."""
         config = self._config
         found = self._store.load(
             self._trained, self._average, self._optimizer, data=self._data, fast_tokenizer=self._fast
         )
+        if moved and len(self._trained) < len(self._everything):
+            source = f"model.init is {config.model.init}"
+            self._store.require_deployed(self._everything, self._average, config.lora, source)
         first, earlier = (found.step, found.seconds) if found is not None else (0, 0.0)
         if self._world.is_main:
-            write_json(config.output / CONFIG_FILE, config.to_dict())
+            write_json(config.output / SETTINGS_FILE, config.to_dict())
         self._announce(first)
         newest = checkpoints(config.output).get(first)
         self._status.update(phase=Phase.TRAINING, step=first, steps=config.steps, checkpoint=newest, message="")
@@ -185,10 +194,17 @@ class _Run:
             workers=config.workers,
             pin_memory=self._world.device.type == "cuda",
         )
-        with _log(config, first, self._world, self._console) as log, _stop_requests() as stop:
+        with _stop_requests() as stop, _log(config, first, self._world, self._console) as log:
+            if self._owes_evaluation(first, log):
+                self._evaluate(first, log)
             meter = _Meter(config.batch_size, self._world.device)
-            for passes in batches:
-                metrics = self._step(step, passes)
+            while step < config.steps and not interrupted:
+                passes = _next(batches, stop)
+                counts = self._counts(passes)
+                if passes is None or counts is None:
+                    interrupted = True
+                    break
+                metrics = self._step(step, passes, counts)
                 step += 1
                 meter.count()
                 if log is not None and (step % config.log_every == 0 or step == config.steps):
@@ -199,18 +215,17 @@ class _Run:
                 # Processes must agree on it: one that stops alone leaves the others waiting.
                 interrupted = bool(self._world.sum([float(stop())])[0]) and step < config.steps
                 last = step == config.steps or interrupted
-                if not interrupted and self._is_due(config.evaluation.every, step):
-                    self._evaluate(step, log)
-                    meter.restart()
+                # Before the evaluation: what fails there loses no step, and is made up for at the next start.
                 if last or self._is_due(config.save_every, step):
                     self._save(step, earlier + time.monotonic() - began)
                     saved = step
                     meter.restart()
-                if last:
-                    break
+                if not interrupted and self._is_due(config.evaluation.every, step):
+                    self._evaluate(step, log)
+                    meter.restart()
             if saved != step:
                 self._save(step, earlier + time.monotonic() - began)
-        if self._world.is_main:
+        if self._world.is_main and step:
             draw_curves(config.output)
         newest = checkpoints(config.output)
         return Outcome(step, interrupted, newest[max(newest)], self._evaluated)
@@ -218,10 +233,21 @@ class _Run:
     def _is_due(self, every: int, step: int) -> bool:
         return step == self._config.steps or (every > 0 and step % every == 0)
 
-    def _step(self, step: int, passes: list[TrainingBatch]) -> dict[str, float]:
+    def _owes_evaluation(self, first: int, log: MetricsLog | None) -> bool:
+        """Whether the run ended between a checkpoint and the evaluation that was due at its step."""
+        owes = first > 0 and self._is_due(self._config.evaluation.every, first)
+        # The process that has the log knows it for all.
+        return owes and bool(self._world.sum([float(log is not None and not log.has(first, "eval"))])[0])
+
+    def _counts(self, passes: list[TrainingBatch] | None) -> LossCounts | None:
+        """Numbers of rows of the whole batch that carry each loss; None, in all processes, where one has no batch."""
+        own = [0.0, 0.0] if passes is None else [sum(c) for c in zip(*(b.counts()[:2] for b in passes), strict=True)]
+        flow, fast, lacking = self._world.sum([*own, float(passes is None)])
+        return None if lacking else LossCounts(flow, fast)
+
+    def _step(self, step: int, passes: list[TrainingBatch], counts: LossCounts) -> dict[str, float]:
         """One optimiser step. Losses are those of the whole batch, whoever computed which part of it."""
         config = self._config
-        counts = LossCounts(*self._world.sum([sum(c) for c in zip(*(b.counts() for b in passes), strict=True)]))
         rate = learning_rate(
             step,
             peak=config.optimizer.learning_rate,
@@ -393,6 +419,17 @@ def _log(config: TrainConfig, first: int, processes: World, console: Console) ->
         console=console,
     ) as log:
         yield log
+
+
+def _next(batches: Iterator[list[TrainingBatch]], stop: Callable[[], bool]) -> list[TrainingBatch] | None:
+    """The passes of a step; None where the processes that load them ended of the signal that asked to stop."""
+    try:
+        return next(batches)
+    except (RuntimeError, OSError, EOFError):
+        # SIGTERM to a group, as torchrun sends it, ends them before this process has looked at it.
+        if stop():
+            return None
+        raise
 
 
 @contextmanager

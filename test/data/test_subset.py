@@ -38,6 +38,38 @@ def test_chunks_are_those_of_the_samples(source: DroidChunks) -> None:
     np.testing.assert_array_equal(pointing.chunks()[0], np.stack([pointing[i].actions for i in range(4)]))
 
 
+@pytest.mark.parametrize("horizon", [1, 15, 400])
+def test_some_chunks_are_those_among_all(test_data: Path, horizon: int) -> None:
+    """Horizons up to such that no chunk is whole."""
+    episodes = DroidChunks(
+        test_data / "droid_100", [2, 3, 4], horizon=horizon, action_space=ActionSpace.JOINT_VELOCITY, views=()
+    )
+    sources = [episodes, Pointing(30, side=16, horizon=max(horizon, 4))]
+    sources += [Subset(source, 9) for source in sources if source.whole().any()]
+    for source in sources:
+        actions, masks = source.chunks()
+        np.testing.assert_array_equal(source.whole(), masks.all(1))
+        for indices in (np.arange(0, len(source), 7), np.array([len(source) - 1, 0, 3, 3])):
+            some, some_masks = source.chunks(indices)
+            np.testing.assert_array_equal(some, actions[indices])
+            np.testing.assert_array_equal(some_masks, masks[indices])
+
+
+def test_samples_are_described_by_step_and_episode(source: DroidChunks) -> None:
+    ends = [index for index in range(len(source)) if source[index].action_mask.sum() == 1]
+    assert source.describe(0) == "step 0 of episode_002"
+    assert source.describe(ends[0]) == f"step {ends[0]} of episode_002"
+    assert source.describe(ends[0] + 1) == "step 0 of episode_003"
+    subset = Subset(source, 2)
+    np.testing.assert_array_equal(subset[1].state, source[ends[1] - 14].state)
+    assert subset.describe(1) == source.describe(ends[1] - 14) == f"step {ends[1] - ends[0] - 15} of episode_003"
+    pointing = Pointing(6, side=16, seed=3)
+    assert pointing.describe(4) in Counterfactuals(pointing).describe(4)
+    for data in (source, subset):
+        with pytest.raises(IndexError, match="samples are 0 to"):
+            data.describe(len(data))
+
+
 def test_other_subsets_have_other_fingerprints(source: DroidChunks) -> None:
     assert len({source.fingerprint, Subset(source, 10).fingerprint, Subset(source, 11).fingerprint}) == 3
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from processes import keep_waiting, signal_all, wait_for
 from safetensors.torch import load_file
 
 from ki_ros.model.checkpoint import load_checkpoint
@@ -131,6 +132,21 @@ def test_killed_process_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     load_checkpoint(newest)
     for name in ("weights", "average", "optimizer"):
         assert load_file(newest / "training" / f"{name}.safetensors")
+
+
+def test_all_save_and_stop_where_one_has_no_more_batches(tmp_path: Path) -> None:
+    """SIGTERM ended what loads the data of the second, while it waited for a batch; the first waits for the second."""
+    ranks = tiny.start_ranks(tiny.command(tiny.write(tmp_path, steps=400, workers=1, distributed="ddp")))
+    try:
+        log = tmp_path / "out" / "metrics.jsonl"
+        wait_for(lambda: log.is_file() and log.stat().st_size > 0, ranks[0])
+        keep_waiting(ranks[1])
+        signal_all(ranks[1], signal.SIGTERM)
+    finally:
+        said = tiny.end_ranks(ranks)
+    assert [rank.returncode for rank in ranks] == [130, 130], "\n".join(said)
+    (step,) = checkpoints(tmp_path / "out")
+    assert step == len(tiny.curve(tmp_path)) < 400
 
 
 def _children(parent: int) -> list[int]:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from processes import has_torch, keep_waiting, loaders, signal_all, wait_for
+from safetensors.torch import load_file, save_file
 
+from ki_ros.data.chunks import DroidChunks
+from ki_ros.model.fast import FASTTokenizer
+from ki_ros.model.normalize import NormStats
 from ki_ros.policy import Policy
-from ki_ros.rig import RESET_JOINT_POSITIONS, CameraRole
+from ki_ros.rig import RESET_JOINT_POSITIONS, ActionSpace, CameraRole
 from ki_ros.training import config as configuration
 from ki_ros.training.metrics import read_metrics
-from ki_ros.training.state import checkpoints
+from ki_ros.training.state import ResumeError, checkpoints
 from ki_ros.training.trainer import Outcome, train
 
 
@@ -41,14 +47,6 @@ def assert_same_checkpoint(one: Path, other: Path, step: int) -> None:
     assert first.keys() == second.keys()
     different = [name for name in first if not torch.equal(first[name], second[name])]
     assert different == []
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 240.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the run ended by itself"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_run_leaves_a_deployable_checkpoint(whole: Path) -> None:
@@ -115,6 +113,49 @@ def test_signal_saves_and_exits(whole: Path, tmp_path: Path, number: signal.Sign
     assert_same_checkpoint(whole, tmp_path, 8)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_what_loads_the_data_too_saves_and_exits(tmp_path: Path, number: signal.Signals) -> None:
+    """As a terminal and torchrun send it, and while the run waits for a batch."""
+    file = tiny.write(tmp_path, steps=400, workers=1)
+    process = subprocess.Popen(
+        tiny.command(file),
+        env=tiny.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    log = tmp_path / "out" / "metrics.jsonl"
+    wait_for(lambda: log.is_file() and log.stat().st_size > 0, process)
+    keep_waiting(process)
+    signal_all(process, number)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 130, output
+    (step,) = checkpoints(tmp_path / "out")
+    assert step == len(tiny.curve(tmp_path)) < 400
+    assert f"interrupted at step {step}" in output
+    assert in_process(tmp_path, steps=step + 2, resume=True).step == step + 2
+
+
+def test_ctrl_c_before_the_first_step_saves_the_beginning(whole: Path, tmp_path: Path) -> None:
+    """The process that is to load the data is starting, and cannot have been told yet to ignore it."""
+    saving = {"save_every": 4, "keep": 1, "keep_every": 4}
+    file = tiny.write(tmp_path, steps=8, workers=1, **saving)
+    process = subprocess.Popen(
+        tiny.command(file), env=tiny.environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(lambda: any(map(has_torch, loaders(process.pid))), process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 130
+    assert "interrupted at step 0" in output
+    assert list(checkpoints(tmp_path / "out")) == [0]
+    Policy.load(checkpoint=checkpoints(tmp_path / "out")[0])
+    in_process(tmp_path, steps=8, resume=True, **saving)
+    assert list(checkpoints(tmp_path / "out")) == [4, 8]
+    assert_same_checkpoint(whole, tmp_path, 8)
+
+
 def test_resume_of_a_finished_run_does_nothing(tmp_path: Path) -> None:
     first = in_process(tmp_path, steps=3)
     before = tiny.saved(tmp_path, 3)
@@ -172,13 +213,11 @@ def test_old_checkpoints_go_and_milestones_stay(tmp_path: Path) -> None:
     assert [(found[step] / "training").is_dir() for step in found] == [False, False, True, True]
 
 
-def test_run_goes_on_only_with_what_it_began_with(tmp_path: Path) -> None:
+def test_run_goes_on_only_with_the_data_that_it_began_with(tmp_path: Path) -> None:
     in_process(tmp_path, steps=3)
     data = {"kind": "pointing", "train": 41, "held_out": 6, "side": 32}
     with pytest.raises(ValueError, match="data has the fingerprint"):
         in_process(tmp_path, steps=5, resume=True, data=data)
-    with pytest.raises(ValueError, match=r"holds other weights than the run trains: .*freeze"):
-        in_process(tmp_path, steps=5, resume=True, freeze=["vision"])
 
 
 @pytest.mark.parametrize("part", ["vision", "projector", "language", "expert"])
@@ -268,12 +307,98 @@ def test_states_alone(tmp_path: Path, test_data: Path) -> None:
     assert np.isfinite(outcome.evaluation["action_error"])
 
 
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(tmp_path: Path, test_data: Path) -> None:
+    """One of the held-out chunks has more tokens than any chunk of the training data."""
+    run = {
+        "data": {
+            "kind": "droid",
+            "directory": str(test_data / "droid_100"),
+            "train": "2-3",
+            "held_out": "4-12",
+            "views": [],
+        },
+        "freeze": ["vision", "projector"],
+        "evaluation": {"every": 4, "samples": 6, "num_steps": 2},
+        "save_every": 4,
+    }
+    long = r"held-out sample 1006, step 528 of episode_007: row 2 has 70 FAST tokens .* more than max_tokens 64"
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=long):
+            in_process(tmp_path / "stopped", resume=resume, fast_max_tokens=64, **run)
+        assert list(checkpoints(tmp_path / "stopped" / "out")) == [4]
+    in_process(tmp_path / "stopped", resume=True, fast_max_tokens=70, **run)
+    in_process(tmp_path / "whole", fast_max_tokens=70, **run)
+    assert_same_checkpoint(tmp_path / "stopped", tmp_path / "whole", 8)
+    assert tiny.curve(tmp_path / "stopped") == tiny.curve(tmp_path / "whole")
+    assert evaluations(tmp_path / "stopped") == evaluations(tmp_path / "whole")
+    assert [line["step"] for line in evaluations(tmp_path / "whole")] == [4, 8]
+
+    # Of a step that was evaluated there is no second one.
+    shutil.rmtree(checkpoints(tmp_path / "stopped" / "out")[8])
+    in_process(tmp_path / "stopped", resume=True, fast_max_tokens=70, **run)
+    assert evaluations(tmp_path / "stopped") == evaluations(tmp_path / "whole")
+
+
+def evaluations(directory: Path) -> list[dict]:
+    return [line for line in read_metrics(directory / "out" / "metrics.jsonl") if line["kind"] == "eval"]
+
+
+def test_a_chunk_of_too_many_tokens_is_named_by_its_step_and_episode(tmp_path: Path, test_data: Path) -> None:
+    data = {"kind": "droid", "directory": str(test_data / "droid_100"), "train": "2-3", "views": []}
+    source = DroidChunks(test_data / "droid_100", [2, 3], action_space=ActionSpace.JOINT_VELOCITY, views=())
+    with pytest.raises(ValueError, match="FAST tokens") as caught:
+        in_process(tmp_path, data=data, freeze=["vision", "projector"], fast_max_tokens=40)
+    named = re.match(r"sample (\d+), (step \d+ of episode_00[23]): row (\d) has (\d+) FAST tokens", str(caught.value))
+    assert named
+    assert source.describe(int(named[1])) == named[2]
+    tokenizer = FASTTokenizer.from_directory(tmp_path / "out" / "assets" / "fast")
+    stats = NormStats.load(tmp_path / "out" / "assets" / "norm_stats.json")
+    tokens = tokenizer.encode(stats.actions.normalize(source[int(named[1])].actions))
+    assert len(tokens) + 1 == int(named[4])
+
+
 def test_real_episodes_with_images(tmp_path: Path, test_data: Path) -> None:
     data = {"kind": "droid", "directory": str(test_data / "droid_100"), "train": "0,5", "held_out": "1"}
     with pytest.raises(ValueError, match="episodes without images"):
         in_process(tmp_path, data=data)
     outcome = in_process(tmp_path, data=data | {"missing_views": "mask"}, steps=3)
     assert np.isfinite(outcome.evaluation["flow_loss"])
+
+
+def test_a_run_goes_on_from_before_its_first_picture(tmp_path: Path, test_data: Path) -> None:
+    """One episode of six has pictures, and the fourth step is the first with one of its samples."""
+    data = {"kind": "droid", "directory": str(test_data / "droid_100"), "train": "0,2-6", "missing_views": "mask"}
+    run = {"data": data, "seed": 7, "batch_size": 4, "steps": 6, "save_every": 2, "fast_max_tokens": 200}
+    in_process(tmp_path / "whole", **run, keep=3)
+    early, late = (
+        {name for name in tiny.saved(tmp_path / "whole", step) if "optimizer" in name and "vision_tower" in name}
+        for step in (2, 6)
+    )
+    assert not early
+    assert late
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for step in (4, 6):
+        shutil.rmtree(checkpoints(tmp_path / "resumed" / "out")[step])
+    in_process(tmp_path / "resumed", resume=True, **run)
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "resumed", 6)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("action_in_proj.weight.exp", r"a part of the state of action_in_proj\.weight, without exp_avg, exp_avg_sq"),
+        ("", "no state at all"),
+    ],
+)
+def test_optimizer_state_that_no_run_leaves_is_refused(tmp_path: Path, lost: str, message: str) -> None:
+    file = in_process(tmp_path, steps=3).checkpoint / "training" / "optimizer.safetensors"
+    state = load_file(file)
+    save_file({name: tensor for name, tensor in state.items() if not name.startswith(lost)}, file)
+    with pytest.raises(ResumeError, match=message):
+        in_process(tmp_path, steps=5, resume=True)
+    save_file(state | {"brain.step": state["action_in_proj.weight.step"].clone()}, file)
+    with pytest.raises(ResumeError, match=r"other weights than the run trains: unknown .*brain"):
+        in_process(tmp_path, steps=5, resume=True)
 
 
 def test_decoding_of_the_backbone_is_evaluated(tmp_path: Path) -> None:

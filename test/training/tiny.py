@@ -67,8 +67,8 @@ def run(file: Path, *options: str, check: bool = True) -> subprocess.CompletedPr
     return done
 
 
-def run_ranks(command: list[str], processes: int = 2) -> None:
-    """Runs a command in several processes that form a group, told of one another as torchrun would, to its end.
+def start_ranks(command: list[str], processes: int = 2) -> list[subprocess.Popen[str]]:
+    """Starts a command in several processes that form a group, told of one another as torchrun would.
 
     Without torchrun: on one machine it adds a process that takes as long to start as each of the others.
     """
@@ -76,21 +76,33 @@ def run_ranks(command: list[str], processes: int = 2) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
+    return [
         subprocess.Popen(
             command,
             env=environment(**group, RANK=str(rank), LOCAL_RANK=str(rank)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # As torchrun does: a signal to one's group reaches none of the others.
+            start_new_session=True,
         )
         for rank in range(processes)
     ]
+
+
+def end_ranks(ranks: list[subprocess.Popen[str]]) -> list[str]:
+    """Waits for them; what each said."""
     try:
-        said = [rank.communicate(timeout=280)[0] for rank in ranks]
+        return [rank.communicate(timeout=280)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
+
+
+def run_ranks(command: list[str], processes: int = 2) -> None:
+    """Runs a command as `start_ranks` does, to its end."""
+    ranks = start_ranks(command, processes)
+    said = end_ranks(ranks)
     assert not any(rank.returncode for rank in ranks), "\n".join(said)
 
 

@@ -8,7 +8,15 @@ class FASTTokenizerError(ValueError):
 
 
 class FASTEncodeError(ValueError):
-    """Actions that have no exact tokens; the message names the chunk, the place in it, the value and the fix."""
+    """Actions that have no exact tokens; the message names the chunk, the place in it, the value and the fix.
+
+    Attributes:
+        chunk: which of several chunks, as the message calls it; None where the error is of all of them.
+    """
+
+    def __init__(self, message: str, *, chunk: int | None = None) -> None:
+        super().__init__(message)
+        self.chunk = chunk
 
 
 class FASTDecodeError(ValueError):

@@ -122,7 +122,8 @@ class TokenizeFASTInputs:
             dim += self.action_dim
             raise FASTEncodeError(
                 f"actions[{rows[row]}, {step}, {dim}] is {actions[row, step, dim]}, but dimensions from "
-                f"{self.action_dim} on are padding; give zeros there, or a larger action_dim"
+                f"{self.action_dim} on are padding; give zeros there, or a larger action_dim",
+                chunk=int(rows[row]),
             )
         return actions[..., : self.action_dim]
 
@@ -134,7 +135,8 @@ class TokenizeFASTInputs:
         over = sum(length > self.max_tokens for length in lengths)
         raise FASTEncodeError(
             f"row {rows[place]} has {lengths[place]} FAST tokens with its end, more than max_tokens {self.max_tokens} "
-            f"({over} of {len(lengths)} rows are longer); max_tokens={max(lengths)} would do for this batch"
+            f"({over} of {len(lengths)} rows are longer); max_tokens={max(lengths)} would do for this batch",
+            chunk=int(rows[place]),
         )
 
 

@@ -224,7 +224,8 @@ class FASTTokenizer:
         raise FASTEncodeError(
             f"chunk {_name(chunk, index)}: the scaled coefficient of frequency {frequency}, dimension {dim} is "
             f"{coefficients[chunk, frequency, dim]:.0f}, which the tokenizer has no token for; normalise the actions, "
-            "or fit the tokenizer to data with this range"
+            "or fit the tokenizer to data with this range",
+            chunk=_name(chunk, index),
         )
 
     def _is_expressible(self, code: float) -> bool:
@@ -303,7 +304,8 @@ def _coefficients(chunks: np.ndarray, scale: float, index: Sequence[int] | None 
         chunk, step, dim = np.argwhere(~finite)[0]
         raise FASTEncodeError(
             f"chunk {_name(chunk, index)}: the action at step {step}, dimension {dim} is {chunks[chunk, step, dim]}; "
-            "give finite numbers"
+            "give finite numbers",
+            chunk=_name(chunk, index),
         )
     with np.errstate(over="ignore"):
         coefficients = np.around(dct.transform(chunks) * scale)
@@ -312,7 +314,8 @@ def _coefficients(chunks: np.ndarray, scale: float, index: Sequence[int] | None 
         chunk, frequency, dim = np.argwhere(~finite)[0]
         raise FASTEncodeError(
             f"chunk {_name(chunk, index)}: the scaled coefficient of frequency {frequency}, dimension {dim} overflows; "
-            "normalise the actions"
+            "normalise the actions",
+            chunk=_name(chunk, index),
         )
     return coefficients
 

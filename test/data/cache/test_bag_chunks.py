@@ -132,6 +132,29 @@ def test_chunks_are_those_of_the_samples(cache, space):
     np.testing.assert_array_equal(source.states_and_actions()[1], actions[:, 0])
 
 
+@pytest.mark.parametrize("space", [VELOCITY, POSITION])
+@pytest.mark.parametrize("horizon", [1, 6, 40])
+@pytest.mark.parametrize("hold_after_end", [False, True])
+def test_some_chunks_are_those_among_all(cache, space, horizon, hold_after_end):
+    source = BagChunks(cache, horizon=horizon, action_space=space, hold_after_end=hold_after_end)
+    actions, masks = source.chunks()
+    np.testing.assert_array_equal(source.whole(), masks.all(1))
+    for indices in (np.arange(0, len(source), 7), np.array([len(source) - 1, 0, 3, 3])):
+        some, some_masks = source.chunks(indices)
+        np.testing.assert_array_equal(some, actions[indices])
+        np.testing.assert_array_equal(some_masks, masks[indices])
+
+
+def test_samples_are_described_by_step_and_episode(cache):
+    source = BagChunks(cache, action_space=VELOCITY)
+    described = [
+        f"step {step} of {e.id!r} of {e.bag}" for e in busy() if e.outcome == "success" for step in kept_steps(e)
+    ]
+    assert [source.describe(index) for index in range(len(source))] == described
+    with pytest.raises(IndexError, match="samples are 0 to"):
+        source.describe(len(source))
+
+
 @pytest.mark.parametrize(
     ("outcomes", "expected"),
     [(("success",), (0, 1, 4)), (("failure", "unknown"), (2, 3)), (("success", "unknown"), (0, 1, 3, 4))],
