@@ -189,6 +189,7 @@ def _logits_everywhere(model: KIModel, batch: Batch) -> Losses:
         mask,
         suffix,
         condition,
+        draws=1,
         rows=None,
         insulated=model.config.knowledge_insulation,
     )
@@ -210,6 +211,7 @@ def _flow_pass(model: KIModel, batch: Batch) -> Losses:
         prefix.mask[:, :0],
         suffix,
         condition,
+        draws=1,
         rows=torch.empty(len(prefix.mask), 0, dtype=torch.int64, device=prefix.mask.device),
         insulated=model.config.knowledge_insulation,
     )

@@ -11,13 +11,16 @@ import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from ki_ros import rig
 from ki_ros.share import find_share
 from ki_ros.variables import DIE_WITH_PARENT
+
+if TYPE_CHECKING:
+    from ki_ros.observation.rig_streams import RigStreams
 
 T = TypeVar("T")
 
@@ -216,17 +219,16 @@ def plain_record_command(settings: Settings) -> list[str]:
     """
     # Imports cv2, which `ki-ros --help` does not need.
     from ki_ros.data.recorder.topics import RecordedTopicsError, recorded_topics
-    from ki_ros.observation.rig_streams import RigStreams, RigStreamsError
 
     check_params_file(_params_file(settings))
     executor = _EXECUTOR_TOPICS | chosen_parameters(settings, "executor")
     extra = chosen_parameters(settings, "recorder").get("extra_topics", [])
+    streams = _streams(settings)
     try:
-        streams = RigStreams.from_parameters(chosen_parameters(settings, "observation"), str(_params_file(settings)))
         recorded = recorded_topics(
             streams, **{key: executor[key] for key in _EXECUTOR_TOPICS}, extra=filter(None, extra)
         )
-    except (RigStreamsError, RecordedTopicsError) as error:
+    except RecordedTopicsError as error:
         raise BringupError(str(error)) from error
     named = records(settings) and settings.record.strip().lower() != "true"
     return [
@@ -241,6 +243,17 @@ def plain_record_command(settings: Settings) -> list[str]:
 def chosen_parameters(settings: Settings, node: str) -> dict[str, Any]:
     """What a node is given, by dotted name: the parameter file, then the settings. Not the node's own defaults."""
     return {**_file_parameters(settings, node), **_overrides(node, settings)}
+
+
+def _streams(settings: Settings) -> RigStreams:
+    """What the observation node samples. Raises BringupError."""
+    # Imports cv2, which `ki-ros --help` does not need.
+    from ki_ros.observation.rig_streams import RigStreams, RigStreamsError
+
+    try:
+        return RigStreams.from_parameters(chosen_parameters(settings, "observation"), str(_params_file(settings)))
+    except RigStreamsError as error:
+        raise BringupError(str(error)) from error
 
 
 def _file_parameters(settings: Settings, node: str) -> dict[str, Any]:
@@ -267,8 +280,10 @@ def _params_file(settings: Settings) -> Path:
 
 def _overrides(node: str, settings: Settings) -> dict[str, Any]:
     """The settings that concern a node, by parameter name; empty ones are left out."""
+    # The simulator makes the time that the others use.
+    time = {"use_sim_time": node != "simulator"} if settings.sim else {}
     if node == "recorder":
-        return _recorder_overrides(settings)
+        return time | _recorder_overrides(settings)
     s = settings
     cameras = {role.value: getattr(s, f"{role.value}_topic") for role in rig.CameraRole}
     camera_topics = {f"{role}.topic": topic for role, topic in cameras.items()}
@@ -307,11 +322,34 @@ def _overrides(node: str, settings: Settings) -> dict[str, Any]:
             "gripper_command_topic": s.gripper_controller_topic,
         },
     }
-    values = {key: value for key, value in by_node[node].items() if value != ""}
+    values = time | (_simulated_rig(s) if node == "simulator" else {})
+    values |= {key: value for key, value in by_node[node].items() if value != ""}
     if node == "policy" and s.preset and not s.checkpoint:
         # A preset that is asked for is not what a checkpoint of the parameter file holds.
         values["checkpoint"] = ""
     return values
+
+
+def _simulated_rig(settings: Settings) -> dict[str, Any]:
+    """What the simulator is told: to be where the other nodes expect the rig, unless the file itself tells it."""
+    streams = _streams(settings)
+    executor = chosen_parameters(settings, "executor")
+    values = {f"{role.value}.topic": camera.topic for role, camera in streams.cameras.items()}
+    values |= {
+        "robot": streams.robot,
+        "joint_states_topic": streams.joint_states_topic,
+        "gripper_states_topic": streams.gripper_topic,
+    }
+    commands = ("gripper_command_topic", *_COMMAND_TOPICS.values())
+    values |= {key: executor[key] for key in commands if key in executor}
+    transports = {role.value: camera.transport for role, camera in streams.cameras.items()}
+    if len(set(transports.values())) > 1:
+        given = ", ".join(f"{role}.transport {transport}" for role, transport in transports.items())
+        raise BringupError(f"the simulated rig sends one kind of images, not {given}; give all cameras the same")
+    if "compressed" in transports.values():
+        values["encoding"] = "jpeg"
+    file = _file_parameters(settings, "simulator")
+    return {key: value for key, value in values.items() if key not in file}
 
 
 def _recorder_overrides(settings: Settings) -> dict[str, Any]:

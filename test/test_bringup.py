@@ -70,6 +70,40 @@ def test_the_controller_s_topic_is_that_of_the_chosen_controller(controller, par
             assert {key for key, value in given.items() if value == "/c"} == {parameter}
 
 
+def test_the_simulated_rig_is_where_the_file_says_that_the_rig_is(tmp_path):
+    file = tmp_path / "params.yaml"
+    text = (
+        "observation:\n  ros__parameters:\n    robot: fr3\n    joint_states_topic: /j\n    gripper_topic: /g\n"
+        "    exterior_1: {topic: /e, transport: compressed}\n    wrist: {topic: /w, transport: compressed}\n"
+        "executor:\n  ros__parameters: {trajectory_topic: /t, gripper_command_topic: /gc}\n"
+    )
+    file.write_text(text)
+    given = merged(Settings(sim=True, params_file=str(file), wrist_topic="/v"), "simulator")
+    assert given == {
+        "use_sim_time": False,
+        "robot": "fr3",
+        "exterior_1.topic": "/e",
+        "wrist.topic": "/v",
+        "encoding": "jpeg",
+        "joint_states_topic": "/j",
+        "gripper_states_topic": "/g",
+        "trajectory_topic": "/t",
+        "gripper_command_topic": "/gc",
+    }
+    file.write_text(text + "simulator:\n  ros__parameters: {joint_states_topic: /mine}\n")
+    assert "joint_states_topic" not in merged(Settings(sim=True, params_file=str(file)), "simulator")
+    file.write_text(text.replace("/w, transport: compressed", "/w"))
+    with pytest.raises(BringupError, match=r"exterior_1\.transport compressed, wrist\.transport raw.*all cameras the"):
+        bringup.describe(Settings(sim=True, params_file=str(file)))
+
+
+def test_simulated_time_is_everybody_s_but_the_simulator_s():
+    settings = Settings(sim=True, record="true", params_file=str(ROOT / "config" / "droid_zed.yaml"))
+    given = {node: merged(settings, node)["use_sim_time"] for node in names(settings)}
+    assert given == dict.fromkeys(("observation", "policy", "executor", "recorder"), True) | {"simulator": False}
+    assert "use_sim_time" not in merged(Settings(), "executor")
+
+
 def test_an_empty_setting_leaves_what_the_file_says():
     assert "wrist.topic" not in merged(Settings(sim=True), "observation")
     assert "checkpoint" not in merged(Settings(sim=True), "policy")

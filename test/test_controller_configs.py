@@ -172,3 +172,11 @@ def test_the_joint_impedance_is_one(path):
     assert not any(parameters["task"].values()), "a Cartesian spring would pull against the joints' targets"
     assert parameters["nullspace"]["projector_type"] == "none"
     assert parameters["nullspace"]["damping"] > 0
+
+
+@pytest.mark.parametrize("rig_file", ["droid_zed.yaml", "droid_realsense.yaml"])
+def test_the_file_of_a_rig_is_one_for_a_franka(rig_file):
+    path = ROOT.parent / rig_file
+    of_the_controller = section(ROOT / "fr3" / "joint_trajectory.yaml", "executor")
+    assert section(path, "executor") == {key: of_the_controller[key] for key in of_the_controller if key != "robot"}
+    assert section(path, "observation")["joint_states_topic"] == of_the_controller["joint_states_topic"]

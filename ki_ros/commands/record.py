@@ -23,6 +23,7 @@ from rich.markup import escape
 from ki_ros import bringup, srv
 from ki_ros.commands.processes import Graph
 from ki_ros.nodes import topics
+from ki_ros.nodes.recorders import LOOK_SECONDS, UNNAMED, company
 
 console = Console()
 
@@ -31,6 +32,12 @@ START_SECONDS = 30.0
 
 ANSWER_SECONDS = 90.0
 """Longest wait for an answer: completing a bag waits for the disk [s]."""
+
+_NAME_SECONDS = 3.0
+"""How much longer to wait for the name of another recorder [s]."""
+
+_RECORDER = "/recorder"
+"""Full name of the recorder that is started here."""
 
 _OUTCOMES = {
     "s": srv.StopEpisode.Request.SUCCESS,
@@ -118,12 +125,17 @@ class _Conversation:
             self._stop = node.create_client(srv.StopEpisode, topics.STOP_EPISODE)
             self._node = node
             self._wait_for_services()
+            self._looked = time.monotonic() + LOOK_SECONDS
+            self._look()
             console.print(_IDLE)
             while (line := self._lines.next(0.2)) is not None or not self._lines.over:
-                self._graph.check()
+                self._look()
                 if line is not None and not self._take(line.strip()):
                     return
             console.print("no more input; the services go on, Ctrl-C ends")
+            while time.monotonic() < self._looked:
+                self._look()
+                time.sleep(0.2)
             self._graph.wait()
         finally:
             rclpy.try_shutdown()
@@ -142,12 +154,29 @@ class _Conversation:
             console.print(_RECORDING)
         return True
 
+    def _look(self) -> None:
+        """Raises GraphError if the recorder has ended, RecordError if another was there before it.
+
+        Another may become known some time after the services are there. One that comes later is refused itself.
+        """
+        self._graph.check()
+        if time.monotonic() > self._looked:
+            return
+        deadline = time.monotonic() + _NAME_SECONDS
+        while (problem := self._company()) is not None:
+            if UNNAMED not in problem or time.monotonic() > deadline:
+                raise RecordError(problem)
+            time.sleep(0.1)
+
+    def _company(self) -> str | None:
+        return company(self._node, self._node.resolve_service_name(topics.START_EPISODE), _RECORDER)
+
     def _begin(self, line: str) -> None:
-        if self._node.count_services(topics.START_EPISODE) > 1:
-            raise RecordError(
-                f"another recorder answers {topics.START_EPISODE}, and both would record the episode; stop it (record "
-                "of `ki-ros up` and of the launch file starts one), or call its services instead"
-            )
+        if (problem := self._company()) is not None:
+            # Both would be asked.
+            console.print(f"[red]{problem}[/]", highlight=False)
+            console.print(_IDLE)
+            return
         self._instruction = line or self._instruction
         answer = self._call(self._start, srv.StartEpisode.Request(instruction=self._instruction))
         self._recording = answer.success

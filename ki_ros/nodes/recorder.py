@@ -29,6 +29,7 @@ from ki_ros.nodes import executor, topics
 from ki_ros.nodes.diagnostics import ERROR, OK, WARN, Diagnostics, Report
 from ki_ros.nodes.listening import Arrival, Listener
 from ki_ros.nodes.parameters import declare, parameter
+from ki_ros.nodes.recorders import LOOK_SECONDS, company
 from ki_ros.nodes.run import run
 from ki_ros.nodes.stamps import NANOSECONDS
 from ki_ros.observation.rig_streams import TRANSPORTS, CameraStream, RigStreams
@@ -41,6 +42,14 @@ _CLOCK_SET_BACK_NS = NANOSECONDS
 
 _COMPLETE_SECONDS = 60.0
 """How long stop_episode waits for the disk."""
+
+_RETRY_SECONDS = 0.1
+"""Time between two tries to begin an episode that could not begin."""
+
+_DISK_RETRY_SECONDS = 10.0
+"""The same where a bag could not be made: each try may leave one without anything in it."""
+
+_LOOKING = "it is still looking whether it is the only recorder"
 
 _STREAMS = RigStreams()
 _EXECUTOR = {f.name: f.default for f in fields(executor.Parameters)}
@@ -114,6 +123,25 @@ class Parameters:
         )
 
 
+@dataclass
+class _Waiting:
+    """An instruction whose episode has not begun yet.
+
+    Attributes:
+        cause: the arrival of its epoch.
+        instruction: of the epoch.
+        reason: why it has not begun.
+        told: whether the log says so.
+        not_before: when to try again at the earliest [s of the monotonic clock].
+    """
+
+    cause: Arrival
+    instruction: str
+    reason: str = _LOOKING
+    told: bool = False
+    not_before: float = 0.0
+
+
 class RecorderNode(Node):
     """Everything but the writing of bags runs in the executor's thread.
 
@@ -135,6 +163,8 @@ class RecorderNode(Node):
             stop_bytes=p.stop_free_gb * GIGABYTE,
         )
         self._bag: EpisodeBag | None = None
+        self._waiting: _Waiting | None = None
+        self._looked = time.monotonic() + LOOK_SECONDS
         self._closing: list[EpisodeBag] = []
         self._begun_wall = 0
         self._newest = 0
@@ -145,6 +175,7 @@ class RecorderNode(Node):
         self._rate = 0.0
         self._disk_warned = False
         self._listener = Listener(self, p.recorded())
+        self._start_service = self.resolve_service_name(topics.START_EPISODE)
         self._instruction_topic = self.resolve_topic_name(topics.INSTRUCTION)
         self._episode_publisher = self.create_publisher(msg.Episode, topics.EPISODE, topics.EPISODE_QOS)
         self._set_instruction = self.create_client(srv.SetInstruction, topics.SET_INSTRUCTION)
@@ -154,6 +185,7 @@ class RecorderNode(Node):
         ]
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._poll_timer = self.create_timer(POLL_SECONDS, self._poll, clock=steady)
+        self._retry_timer = self.create_timer(_RETRY_SECONDS, self._retry, clock=steady)
         self._watch_timer = self.create_timer(1.0, self._watch, clock=steady)
         self._diagnostics = Diagnostics(
             self, {"episode": self._report_episode, "topics": self._report_topics, "disk": self._report_disk}, p.robot
@@ -208,9 +240,8 @@ class RecorderNode(Node):
             return False
         if self._bag is not None:
             self._end(Outcome.UNKNOWN, "the next instruction came", arrival.wall_ns)
-        begun, message = self._begin(self._instruction, "begun by an instruction", arrival)
-        if not begun:
-            self.get_logger().error(f"no episode was begun: {message}")
+        self._waiting = _Waiting(arrival, self._instruction)
+        self._try_waiting(self._waiting, arrival.wall_ns)
         return True
 
     # Episodes
@@ -225,24 +256,68 @@ class RecorderNode(Node):
                 response.message += self._ask_for(instruction)
         return response
 
-    def _begin(self, instruction: str, note: str, cause: Arrival | None = None) -> tuple[bool, str]:
-        """Begins an episode: now, or with the epoch that caused it.
+    def _retry(self) -> None:
+        """Tries again to begin what waits. All that has come until now belongs to the time before the episode."""
+        if self._waiting is None:
+            return
+        now = time.time_ns()
+        self._poll()
+        if self._waiting is not None:
+            self._try_waiting(self._waiting, now)
+
+    def _try_waiting(self, waiting: _Waiting, wall_ns: int) -> None:
+        """Begins the episode of an instruction, at a system time, unless something is in the way.
+
+        Two nodes may not know of each other at first, and no person stands by, so that takes its time.
+        """
+        if time.monotonic() < max(waiting.not_before, self._looked):
+            return
+        note = "begun by an instruction"
+        if late := (wall_ns - waiting.cause.wall_ns) / NANOSECONDS:
+            note += f", {late:.1f} s after it: {waiting.reason}"
+        reason = self._obstacle()
+        if reason is None:
+            begun, reason = self._begin(waiting.instruction, note, waiting.cause, wall_ns)
+            if begun:
+                return
+            waiting.not_before = time.monotonic() + _DISK_RETRY_SECONDS
+        waiting.reason = reason
+        if not waiting.told:
+            waiting.told = True
+            self.get_logger().warning(
+                f"the episode of {waiting.instruction!r} has not begun: {reason}; it begins as soon as it can"
+            )
+
+    def _obstacle(self) -> str | None:
+        """Why no episode can begin now, and the remedy; None where one can."""
+        if self._bag is not None:
+            return f"episode {self._bag.info.id} is being recorded already; call {topics.STOP_EPISODE} to end it first"
+        if (others := self._company()) is not None:
+            return others
+        if not self._listener.time(time.time_ns()):
+            return "simulated time does not pass: nothing on /clock; start it, or set use_sim_time to false"
+        try:
+            disk = self._disk.state(0.0)
+        except OSError as error:
+            return str(error)
+        return disk.message if disk.level is DiskLevel.STOP else None
+
+    def _company(self) -> str | None:
+        return company(self, self._start_service, self.get_fully_qualified_name())
+
+    def _begin(
+        self, instruction: str, note: str, cause: Arrival | None = None, wall_ns: int | None = None
+    ) -> tuple[bool, str]:
+        """Begins an episode, now or at a system time, which is the arrival of the epoch that caused it or later.
 
         Returns:
             Whether it did, and where it is recorded or why it did not.
         """
-        if self._bag is not None:
-            return False, (
-                f"episode {self._bag.info.id} is being recorded already; call {topics.STOP_EPISODE} to end it first"
-            )
-        if not self._listener.time(time.time_ns()):
-            return False, "simulated time does not pass: nothing on /clock; start it, or set use_sim_time to false"
+        if (obstacle := self._obstacle()) is not None:
+            return False, obstacle
+        wall = time.time_ns() if wall_ns is None else wall_ns
         try:
-            disk = self._disk.state(0.0)
-            if disk.level is DiskLevel.STOP:
-                return False, disk.message
             self._listener.fit()
-            wall = time.time_ns() if cause is None else cause.wall_ns
             self._bag = EpisodeBag(
                 self._output,
                 EpisodeInfo(new_id(), instruction, self._p.robot, note),
@@ -253,12 +328,15 @@ class RecorderNode(Node):
             )
         except (BagWriteError, OSError) as error:
             return False, str(error)
+        self._waiting = None
         self._begun_wall, self._newest = wall, self._bag.start_ns
         self._lost.clear()
         self._written = (0, time.monotonic())
         for source in self._listener.sources.values():
-            # Behind an epoch comes its instruction; the one before belongs to the episode before.
-            stale = cause is not None and source.topic == self._instruction_topic
+            # Behind an epoch comes its instruction; the one before belongs to the episode before. An episode that
+            # begins later than its epoch may have the instruction by then, one that begins with it is yet to get it.
+            given = cause is None or cause.wall_ns < min(wall, source.heard_ns)
+            stale = source.topic == self._instruction_topic and not given
             newest = cause.raw if cause is not None and source is cause.source else source.newest
             if newest is not None and not stale:
                 self._bag.put(source.topic, self._bag.start_ns, newest)
@@ -287,7 +365,10 @@ class RecorderNode(Node):
 
     def _on_stop(self, request: srv.StopEpisode.Request, response: srv.StopEpisode.Response):
         if self._bag is None:
+            waiting, self._waiting = self._waiting, None
             response.message = f"no episode is being recorded; call {topics.START_EPISODE} to begin one"
+            if waiting is not None:
+                response.message += f". That of {waiting.instruction!r} is given up; it had not begun: {waiting.reason}"
             return response
         known = [outcome.value for outcome in Outcome]
         if request.outcome not in known:
@@ -404,6 +485,11 @@ class RecorderNode(Node):
             broken = [closing for closing in self._closing if closing.failure is not None]
             if broken:
                 return Report(ERROR, f"the last bag is incomplete: {broken[-1].failure}", {"recording": False})
+            if self._waiting is not None:
+                message = f"not recording; the episode of {self._waiting.instruction!r} waits: {self._waiting.reason}"
+                return Report(WARN, message, {"recording": False})
+            if (others := self._company()) is not None:
+                return Report(WARN, f"not recording; {others}", {"recording": False})
             return Report(OK, f"not recording; {self._last}", {"recording": False})
         values = {
             "recording": True,

@@ -29,8 +29,16 @@ from ki_ros.rig import POLICY_VIEWS, STATE_DIM, CameraRole
 from ki_ros.sample import SampleSource
 from ki_ros.share import find_share
 from ki_ros.training.batches import SampleEncoder
+from ki_ros.training.build import unchanged_model
 from ki_ros.training.cached import cache_plan
-from ki_ros.training.config import CachedData, DroidData, TrainConfig, TrainConfigError, episode_numbers
+from ki_ros.training.config import (
+    CachedData,
+    DroidData,
+    PointingData,
+    TrainConfig,
+    TrainConfigError,
+    episode_numbers,
+)
 
 _FIT_CHUNKS = 50_000
 
@@ -59,9 +67,10 @@ def open_sources(config: TrainConfig, model: KIConfig) -> Sources:
 
     Raises:
         ValueError: an episode that is missing or incomplete; ranges that overlap; an action space that is not the
-            model's.
+            model's, of the data or of the checkpoint that the statistics are to be taken from.
     """
     data = config.data
+    _require_own_statistics(config, model)
     if isinstance(data, DroidData):
         train = episode_numbers(data.train, "data.train")
         held_out = episode_numbers(data.held_out, "data.held_out") if data.held_out else []
@@ -94,13 +103,26 @@ def open_sources(config: TrainConfig, model: KIConfig) -> Sources:
         few = Subset(sources.train, config.overfit)
         sources = replace(sources, train=few, held_out=few, others=None)
     if sources.train.action_space is not model.action_space:
-        raise TrainConfigError(
-            f"the data's action_space is {sources.train.action_space.value!r}, the model's "
-            f"{model.action_space.value!r}; set model.changes.action_space or the data's"
-        )
+        found, wanted = sources.train.action_space.value, model.action_space.value
+        remedy = f"model.changes.action_space={found} and norm_stats=data"
+        if not isinstance(data, PointingData):
+            remedy = f"data.action_space={wanted}, or, for a model that acts as the data do, {remedy}"
+        raise TrainConfigError(f"the data's action_space is {found!r}, the model's {wanted!r}; set {remedy}")
     if not len(sources.train):
         raise TrainConfigError("the training data are empty; give at least one sample")
     return sources
+
+
+def _require_own_statistics(config: TrainConfig, model: KIConfig) -> None:
+    """Raises TrainConfigError where actions would be normalised by the statistics of actions of another kind."""
+    if config.norm_stats != "checkpoint":
+        return
+    own = unchanged_model(config.model).action_space
+    if own is not model.action_space:
+        raise TrainConfigError(
+            f"norm_stats is 'checkpoint', whose statistics are of {own.value!r} actions, but the model's action_space "
+            f"is {model.action_space.value!r}; give norm_stats=data, or leave model.changes.action_space out"
+        )
 
 
 def _cached_sources(data: CachedData, model: KIConfig) -> Sources:

@@ -7,7 +7,7 @@ import torch
 from ki_ros.model.checkpoint import load_checkpoint, resolve_config
 from ki_ros.model.config import KIConfig
 from ki_ros.model.model import KIModel
-from ki_ros.training.config import TrainConfig, model_config
+from ki_ros.training.config import ModelSource, TrainConfig, model_config
 from ki_ros.training.lora import add_adapters, part_prefix
 
 
@@ -17,12 +17,16 @@ def resolve_model(config: TrainConfig) -> KIConfig:
     Raises:
         ConfigError, CheckpointError: a preset, checkpoint or field that is not there or wrong.
     """
-    source = config.model
+    return model_config(config.model, unchanged_model(config.model))
+
+
+def unchanged_model(source: ModelSource) -> KIConfig:
+    """The configuration of the checkpoint or the preset, without the source's changes. Raises as `resolve_model`."""
     base = KIConfig.from_preset(source.preset) if source.preset is not None else None
     if source.init is not None:
         base, _ = resolve_config(source.init, base)
     assert base is not None
-    return model_config(source, base)
+    return base
 
 
 def build_model(config: TrainConfig, model_config: KIConfig, device: torch.device) -> KIModel:

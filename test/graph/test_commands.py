@@ -11,9 +11,19 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from processes import Participant
+from rclpy.node import Node
+from rclpy.task import Future
 from safetensors.torch import save_file
+from sensor_msgs.msg import JointState
+from std_srvs.srv import SetBool
+from trajectory_msgs.msg import JointTrajectory
 from waiting import PATIENCE, wait
+
+from ki_ros import rig, srv
+from ki_ros.nodes import topics
 
 pytestmark = [pytest.mark.graph, pytest.mark.usefixtures("domain")]
 
@@ -133,6 +143,76 @@ def test_untrained_weights_are_refused_on_a_rig():
     output = finish(process)
     assert process.returncode == 1
     assert "untrained weights move the arm at random" in output
+
+
+@pytest.mark.parametrize("name", ["droid_zed.yaml", "droid_realsense.yaml"])
+def test_the_file_of_a_rig_drives_the_simulated_one(domain, name):
+    """As the README has it before a first try on the rig: the same topics, the same controller, enabled by hand."""
+    pytest.importorskip("mujoco", reason="needs mujoco: run scripts/setup")
+    process = ki_ros(
+        *("up", "--sim", "--params-file", ROOT / "config" / name),
+        *("--checkpoint", ROOT / "models" / "ki_tiny", "--device", "cpu", "--robot", "fr3"),
+    )
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout))
+    reader.start()
+    operator = Participant(domain, Operator)
+
+    def check() -> None:
+        assert process.poll() is None, "".join(lines)
+
+    try:
+        wait(lambda: operator.node.asked("wave") and operator.node.enabled(), "answer of the executor", check=check)
+        wait(lambda: operator.node.travel() > 0.1, "motion of the arm", check=check)
+        assert operator.node.trajectories > 0
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+    finally:
+        operator.destroy()
+        process.kill()
+        reader.join()
+        print("".join(lines))
+
+
+class Operator(Node):
+    """Asks for an instruction and enables the executor, until it agrees, and watches an FR3's own joint states."""
+
+    def __init__(self, **options) -> None:
+        super().__init__("operator", **options)
+        self.trajectories = 0
+        self._positions: list[list[float]] = []
+        self._set_instruction = self.create_client(srv.SetInstruction, topics.SET_INSTRUCTION)
+        self._enable = self.create_client(SetBool, topics.ENABLE)
+        self._futures: dict[str, Future] = {}
+        self.create_subscription(JointState, "/franka/joint_states", self._on_state, topics.SENSOR_QOS)
+        trajectory_topic = "/joint_trajectory_controller/joint_trajectory"
+        self.create_subscription(JointTrajectory, trajectory_topic, self._on_trajectory, topics.COMMAND_QOS)
+
+    def asked(self, instruction: str) -> bool:
+        return self._agrees(self._set_instruction, srv.SetInstruction.Request(instruction=instruction))
+
+    def enabled(self) -> bool:
+        return self._agrees(self._enable, SetBool.Request(data=True))
+
+    def travel(self) -> float:
+        """The longest way between two states of a joint [rad]."""
+        positions = np.array(self._positions[:])
+        return float(np.ptp(positions, axis=0).max()) if len(positions) else 0.0
+
+    def _agrees(self, client, request) -> bool:
+        future = self._futures.get(client.srv_name)
+        if future is not None and future.done() and future.result().success:
+            return True
+        if client.service_is_ready() and (future is None or future.done()):
+            self._futures[client.srv_name] = client.call_async(request)
+        return False
+
+    def _on_state(self, message: JointState) -> None:
+        assert tuple(message.name) == rig.FR3.joint_names
+        self._positions.append(list(message.position))
+
+    def _on_trajectory(self, _: JointTrajectory) -> None:
+        self.trajectories += 1
 
 
 def test_every_setting_is_known_to_the_nodes_and_ctrl_c_ends_them():

@@ -134,6 +134,31 @@ def test_episodes_from_the_keyboard(tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("domain")
+def test_another_recorder_is_named_and_ends_the_command(teleoperator, tmp_path):
+    instruction = teleoperator.create_publisher(msg.Epoch, topics.EPOCH, topics.LATCHED_QOS)
+    instruction.publish(msg.Epoch(id=1, instruction="wave"))
+    arguments = ["--ros-args", "-p", f"output:={tmp_path / 'first'}"]
+    first = subprocess.Popen([sys.executable, "-m", "ki_ros.nodes.recorder", *arguments])
+    try:
+        client = teleoperator.create_client(srv.StartEpisode, topics.START_EPISODE)
+        wait(client.service_is_ready, "the first recorder")
+        second = ki_ros_record("--output", tmp_path / "second", "--auto-episodes")
+        try:
+            said = " ".join(second.communicate(timeout=PATIENCE)[0].split())
+        finally:
+            second.kill()
+            second.wait()
+        assert second.returncode == 1, said
+        assert "another recorder (/recorder) answers /start_episode" in said
+        assert not (tmp_path / "second").exists(), "it has recorded nothing"
+    finally:
+        # Not killed: its service would seem to be there for some time yet.
+        first.terminate()
+        first.wait()
+        teleoperator.destroy_publisher(instruction)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_completes_the_bag(teleoperator, tmp_path, number):
     output = tmp_path / number.name

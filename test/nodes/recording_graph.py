@@ -15,7 +15,9 @@ import pytest
 import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rcl_interfaces.msg import Log
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.logging import LoggingSeverity
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.serialization import deserialize_message
@@ -69,12 +71,14 @@ class Graph:
         self.marks: list[msg.Episode] = []
         self.sent: list[tuple[str, object]] = []
         self.silent: set[str] = set()
+        self.warnings: list[str] = []
         self.publishers = {
             topic: self.other.create_publisher(kind, topic, topics.SENSOR_QOS) for topic, kind in SENSORS.items()
         }
         self.publish(ARM_COMMANDS, Float64MultiArray(), topics.COMMAND_QOS, send=False)
         self.publish("/joint_command", JointState(), topics.COMMAND_QOS, send=False)
         self.other.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self.other.create_subscription(Log, "/rosout", self._on_log, 100)
         self.other.create_subscription(msg.Episode, topics.EPISODE, self.marks.append, topics.EPISODE_QOS)
         self.start_client = self.other.create_client(srv.StartEpisode, topics.START_EPISODE)
         self.stop_client = self.other.create_client(srv.StopEpisode, topics.STOP_EPISODE)
@@ -104,6 +108,25 @@ class Graph:
         finally:
             node.destroy_node()
             rclpy.shutdown(context=context)
+
+    @contextlib.contextmanager
+    def second_recorder(self, **parameters) -> Iterator[RecorderNode]:
+        """Another recorder, in a participant of its own, that both know of and that answers nothing unless spun."""
+        context = rclpy.Context()
+        rclpy.init(context=context, domain_id=self.context.get_domain_id())
+        parameters = {"output": str(self.output), **parameters}
+        overrides = [Parameter(name, value=value) for name, value in parameters.items()]
+        node = RecorderNode(context=context, parameter_overrides=overrides)
+        try:
+            self.until(lambda: self.recorders() == node.count_services(topics.START_EPISODE) == 2, "discovery")
+            yield node
+        finally:
+            node.destroy_node()
+            rclpy.shutdown(context=context)
+
+    def recorders(self) -> int:
+        """How many the node under test knows of."""
+        return self.node.count_services(topics.START_EPISODE)
 
     def until(self, condition: Callable[[], object], what: str) -> None:
         """Spins until a condition holds; fails at the deadline."""
@@ -172,6 +195,10 @@ class Graph:
         future = client.call_async(request)
         self.until(future.done, f"answer of {client.srv_name}")
         return future.result()
+
+    def _on_log(self, message: Log) -> None:
+        if message.level >= LoggingSeverity.WARN:
+            self.warnings.append(message.msg)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         self.statuses |= {status.name.removeprefix("recorder: "): status for status in message.status}

@@ -15,6 +15,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: run scripts/setup")
 pytest.importorskip("ki_ros.msg", reason="the interfaces are not built; run scripts/setup")
 
 from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from recording_graph import ARM_COMMANDS, SENSORS, Graph, marks, metadata, read
@@ -22,7 +23,8 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray, String
 
 from ki_ros import bringup, msg, srv
-from ki_ros.nodes import executor, observation, recorder, topics
+from ki_ros.nodes import executor, observation, recorder, stamps, topics
+from ki_ros.nodes.recorders import LOOK_SECONDS
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 SECOND = 1_000_000_000
@@ -204,10 +206,13 @@ def test_a_disk_that_fills_up_ends_the_episode_cleanly(graph, monkeypatch):
 
 
 def test_instructions_are_episodes_without_services(graph):
+    before = time.time_ns()
     g = graph(auto_episodes=True)
     g.drive(3)
     g.epoch(1, "wave")
     g.until(lambda: len(g.marks) == 1, "the first episode")
+    looked = stamps.from_message(g.marks[0].stamp) - before
+    assert looked >= LOOK_SECONDS * SECOND, "it may hear of the instruction before it does of another recorder"
     g.drive(5)
     g.epoch(2, "bow")
     g.until(lambda: len(g.marks) == 3, "the second episode")
@@ -231,6 +236,110 @@ def test_instructions_are_episodes_without_services(graph):
         texts = [deserialize_message(m.raw, String).data for m in messages if m.topic == "/instruction"]
         assert (epochs, texts) == ([name], [name]), "an episode has its own instruction and no other"
     assert Counter(m.topic for m in recorded["bow"])[ARM_COMMANDS] == 5
+
+
+def test_an_instruction_s_episode_waits_for_the_clock(graph):
+    g = graph(auto_episodes=True, use_sim_time=True)
+    g.epoch(1, "wave")
+    g.expect("episode", WARN, "'wave' waits", "/clock")
+    g.expect("episode", WARN, "'wave' waits", "/clock")
+    assert g.bags() == []
+    g.clock(100 * SECOND)
+    g.until(lambda: g.marks, "the episode")
+    g.publish(ARM_COMMANDS, Float64MultiArray())
+    g.settle()
+    recorded = read(g.stop().bag)
+    start, _ = marks(recorded)
+    assert (start.instruction, recorded[0].log_time) == ("wave", 100 * SECOND)
+    assert "s after it" in start.note
+    assert "/clock" in start.note, "what was missed, and why"
+    counts = Counter(m.topic for m in recorded)
+    assert (counts["/epoch"], counts["/instruction"], counts[ARM_COMMANDS]) == (1, 1, 1)
+    assert len([text for text in g.warnings if "has not begun" in text]) == 1, g.warnings
+
+
+def test_an_instruction_s_episode_waits_for_room(graph, monkeypatch):
+    g = graph(auto_episodes=True, stop_free_gb=1.0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=999_999_999))
+    g.epoch(1, "wave")
+    g.expect("episode", WARN, "'wave' waits", "stop_free_gb")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000_000))
+    g.until(lambda: g.marks, "the episode")
+    assert g.marks[0].instruction == "wave"
+    assert g.stop().success
+
+
+def test_of_what_waits_only_the_newest_begins(graph):
+    g = graph(auto_episodes=True, use_sim_time=True)
+    g.epoch(1, "wave")
+    g.expect("episode", WARN, "'wave' waits", "/clock")
+    g.epoch(2, "bow")
+    g.expect("episode", WARN, "'bow' waits", "/clock")
+    g.clock(100 * SECOND)
+    g.until(lambda: g.marks, "the episode")
+    recorded = read(g.stop().bag)
+    assert marks(recorded)[0].instruction == "bow"
+    texts = [deserialize_message(m.raw, String).data for m in recorded if m.topic == "/instruction"]
+    assert texts == ["bow"]
+    assert len(g.bags()) == 1
+
+
+def test_what_waits_is_given_up_by_a_stop(graph):
+    g = graph(auto_episodes=True, use_sim_time=True)
+    g.epoch(1, "wave")
+    g.expect("episode", WARN, "'wave' waits", "/clock")
+    stopped = g.stop()
+    assert not stopped.success
+    assert "'wave' is given up" in stopped.message
+    g.clock(100 * SECOND)
+    g.settle()
+    assert g.start("sit").success, "nothing else has begun"
+    assert g.stop().success
+    assert len(g.bags()) == 1
+
+
+def test_of_two_recorders_none_begins_an_episode(graph):
+    g = graph()
+    with g.second_recorder():
+        # A node's name may become known later than its services do.
+        g.expect("episode", WARN, "another recorder (/recorder)")
+        refused = g.start("wave")
+        assert not refused.success
+        assert "another recorder (/recorder) answers /start_episode" in refused.message
+        assert "end all but one" in refused.message
+    g.until(lambda: g.recorders() == 1, "the end of the other")
+    assert g.start("wave").success
+    assert g.stop().success
+    assert len(g.bags()) == 1
+
+
+def test_an_instruction_s_episode_waits_for_the_end_of_another_recorder(graph):
+    g = graph(auto_episodes=True)
+    with g.second_recorder():
+        g.epoch(1, "wave")
+        g.expect("episode", WARN, "'wave' waits", "another recorder (/recorder)")
+        assert g.bags() == []
+    g.until(lambda: g.marks, "the episode")
+    assert g.marks[0].instruction == "wave"
+    assert g.stop().success
+
+
+def test_a_second_recorder_leaves_the_instruction_in_force_alone(graph):
+    g = graph()
+    g.epoch(1, "wave")
+    g.settle()
+    with g.second_recorder(auto_episodes=True) as second:
+        spinner = SingleThreadedExecutor(context=second.context)
+        spinner.add_node(second)
+
+        def refused() -> bool:
+            spinner.spin_once(timeout_sec=0.01)
+            status = g.statuses.get("episode")
+            return status is not None and "'wave' waits: another recorder (/recorder)" in status.message
+
+        g.until(refused, "a refusal")
+        spinner.shutdown()
+        assert g.bags() == []
 
 
 def test_the_instruction_is_set_where_a_parameter_says_so(graph):

@@ -143,13 +143,36 @@ def test_wrong_data_settings_are_named(tmp_path: Path, data: dict, message: str)
         ({"held_out": 9}, "held_out is 9, but there are 9 episodes"),
         ({"outcomes": ["unknown"]}, "no episode of outcome unknown among 10"),
         ({"views": ["exterior_2"]}, "7 of 7 episodes lack a view, the first is 'run 0' of bags without exterior_2"),
-        ({"action_space": "joint_position"}, "the data's action_space is 'joint_position', the model's"),
+        (
+            {"action_space": "joint_position"},
+            "is 'joint_position', the model's 'joint_velocity'; set data.action_space=joint_velocity, or, ",
+        ),
         ({"cache": "/nowhere"}, "/nowhere holds no complete cache"),
     ],
 )
 def test_data_that_cannot_be_trained_on_are_named(cache: Path, tmp_path: Path, data: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(tmp_path, cache, data=data)
+
+
+def test_a_checkpoint_s_statistics_are_for_actions_of_its_own_kind(cache: Path, tmp_path: Path) -> None:
+    run(tmp_path / "first", cache, steps=3)
+    (checkpoint,) = (tmp_path / "first" / "out" / "checkpoints").iterdir()
+    other = {"model": {"init": str(checkpoint), "changes": {"action_space": "joint_position"}}, "steps": 3}
+    data = {"action_space": "joint_position"}
+    message = "statistics are of 'joint_velocity' actions.* is 'joint_position'; give norm_stats=data"
+    with pytest.raises(configuration.TrainConfigError, match=message):
+        run(tmp_path / "refused", cache, data=data, norm_stats="checkpoint", **other)
+    assert not (tmp_path / "refused" / "out").exists()
+    run(tmp_path / "computed", cache, data=data, norm_stats="data", **other)
+    run(tmp_path / "kept", cache, norm_stats="checkpoint", model={"init": str(checkpoint)}, steps=3)
+    written = {
+        name: json.loads((tmp_path / name / "out" / "assets" / "norm_stats.json").read_text())["norm_stats"]
+        for name in ("first", "computed", "kept")
+    }
+    assert written["kept"] == written["first"]
+    assert written["computed"]["state"] == written["first"]["state"]
+    assert written["computed"]["actions"] != written["first"]["actions"]
 
 
 def test_a_configuration_of_bags_survives_its_own_form(tmp_path: Path) -> None:
