@@ -1,6 +1,7 @@
 """Which topics of a recording are the rig's cameras, arm and gripper, told by their types, names and joint names.
 
-Camera topics are those that one of the package's parameter files names, else those whose name holds a camera's role.
+Camera topics are those that one of the package's parameter files names, else those whose name holds a camera's role. Of
+several topics with the arm's joints it is that of the parameter file whose cameras are there.
 What cannot be told for sure is refused: a parameter file says it.
 """
 
@@ -45,17 +46,28 @@ def find_streams(bag: Bag, commands: CommandTopics | None = None) -> RigStreams:
         )
     ((robot, arm_topics),) = robots.items()
     gripper_topics = _with(joints, (rig.GRIPPER_JOINT,))
+    fitting = [streams for streams in known if _has_cameras(bag, streams)]
     return RigStreams(
         cameras=_cameras(bag, known),
         robot=robot,
-        joint_states_topic=_one(bag, "arm", arm_topics, {streams.joint_states_topic for streams in known}),
-        gripper_topic=_one(bag, "gripper", gripper_topics, {streams.gripper_topic for streams in known}),
+        joint_states_topic=_one(
+            bag, "arm", arm_topics, *({each.joint_states_topic for each in files} for files in (known, fitting))
+        ),
+        gripper_topic=_one(
+            bag, "gripper", gripper_topics, *({each.gripper_topic for each in files} for files in (known, fitting))
+        ),
     )
 
 
 def _known_streams() -> list[RigStreams]:
     files = sorted(find_share("config").glob("droid_*.yaml"))
     return [RigStreams(), *(RigStreams.from_parameter_file(file) for file in files)]
+
+
+def _has_cameras(bag: Bag, streams: RigStreams) -> bool:
+    """Whether the bag has all cameras of a parameter file."""
+    cameras = (camera.topic for camera in streams.cameras.values())
+    return all(camera in bag.topics or f"{camera}/compressed" in bag.topics for camera in cameras)
 
 
 def _joints(bag: Bag, excluded: Collection[str]) -> dict[str, set[str]]:
@@ -79,10 +91,9 @@ def _with(joints: dict[str, set[str]], needed: Collection[str]) -> list[str]:
     return sorted(topic for topic, names in joints.items() if names.issuperset(needed))
 
 
-def _one(bag: Bag, what: str, topics: list[str], known: Collection[str]) -> str:
-    """The topic among several that can only be meant: the only one, or the only one that a parameter file names."""
-    preferred = [topic for topic in topics if topic in known]
-    for candidates in (topics, preferred):
+def _one(bag: Bag, what: str, topics: list[str], *named: Collection[str]) -> str:
+    """The topic among several that can only be meant: the only one, or the only one that is among the first `named`."""
+    for candidates in (topics, *([topic for topic in topics if topic in names] for names in named)):
         if len(candidates) == 1:
             return candidates[0]
     there = f"several topics with the joints of the {what}: {', '.join(topics)}" if topics else f"no {what}'s joints"

@@ -588,6 +588,24 @@ def test_the_arm_is_told_by_its_joints(tmp_path):
     assert episode.streams.joint_states_topic == "/franka/joint_states"
 
 
+def test_of_two_topics_with_the_arm_that_of_the_rig_whose_cameras_are_there(tmp_path):
+    """A joint_state_publisher repeats the arm's joints where the gripper's are."""
+    zed = {
+        role: f"/zed_{name}/zed_node/left/color/rect/image" for role, name in (("exterior_1", "left"), ("wrist",) * 2)
+    }
+    topics = {CAMERAS[role]: zed[role] for role in zed} | {"/gripper/joint_states": "/joint_states"}
+    made = MadeBag().rig(1.0)
+    made.arm(np.arange(0, 1, 0.01), topic="/franka/joint_states")
+    made.messages = [(topics.get(topic, topic), *rest) for topic, *rest in made.messages]
+    (episode,) = recorded(tmp_path / "zed", made)
+    assert episode.streams.joint_states_topic == "/franka/joint_states"
+    assert episode.streams.gripper_topic == "/joint_states"
+    back = {zed[role]: CAMERAS[role] for role in zed}
+    made.messages = [(back.get(topic, topic), *rest) for topic, *rest in made.messages]
+    (episode,) = recorded(tmp_path / "simulated", made)
+    assert episode.streams.joint_states_topic == "/joint_states"
+
+
 def test_no_arm(tmp_path):
     made = MadeBag().rig(1.0)
     made.messages = [m for m in made.messages if m[0] != "/joint_states"]
