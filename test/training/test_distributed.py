@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from processes import keep_waiting, signal_all, wait_for
 from safetensors.torch import load_file
+from training_processes import keep_waiting, signal_all, wait_for
 
 from ki_ros.model.checkpoint import load_checkpoint
 from ki_ros.training.state import checkpoints

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from processes import has_torch, keep_waiting, loaders, signal_all, wait_for
 from safetensors.torch import load_file, save_file
+from training_processes import has_torch, keep_waiting, loaders, signal_all, wait_for
 
 from ki_ros.data.chunks import DroidChunks
 from ki_ros.model.fast import FASTTokenizer
