@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,6 +30,14 @@ class Sample:
     instruction: str
     actions: np.ndarray
     action_mask: np.ndarray
+
+
+def sample_index(index: int, count: int) -> int:
+    """The index of a sample among so many, as an int. Raises IndexError for one that is not in 0 .. count - 1."""
+    index = operator.index(index)
+    if not 0 <= index < count:
+        raise IndexError(f"index is {index}; samples are 0 to {count - 1}")
+    return index
 
 
 class SampleSource(Protocol):

@@ -23,7 +23,8 @@ from rich.markup import escape
 from ki_ros import bringup, srv
 from ki_ros.commands.processes import Graph
 from ki_ros.nodes import topics
-from ki_ros.nodes.recorders import LOOK_SECONDS, UNNAMED, company
+from ki_ros.nodes.discovery import LOOK_SECONDS, UNNAMED
+from ki_ros.nodes.recorders import company
 
 console = Console()
 

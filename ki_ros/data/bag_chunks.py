@@ -17,7 +17,7 @@ import numpy as np
 from ki_ros.data.cache import Cache, CachedEpisode, CacheError
 from ki_ros.data.cache.episode import OUTCOMES
 from ki_ros.rig import NUM_JOINTS, POLICY_VIEWS, VELOCITY_TO_DELTA, ActionSpace, CameraRole
-from ki_ros.sample import Sample
+from ki_ros.sample import Sample, sample_index
 
 KEPT_IDLE_STEPS = 8
 """Of each run of idle steps, so many are trained on: enough to learn to stop, too few to learn to wait."""
@@ -178,9 +178,7 @@ class BagChunks:
 
     def _place(self, index: int) -> tuple[CachedEpisode, int]:
         """A sample's episode, and its step in the cache."""
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"index is {index}; samples are 0 to {len(self) - 1}")
+        index = sample_index(index, len(self))
         step = int(self._steps[index])
         return self.cache.episodes[self.cache.episode_of(step)], step
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ki_ros.data.droid import Episode, EpisodeError
 from ki_ros.rig import NUM_JOINTS, POLICY_VIEWS, VELOCITY_TO_DELTA, ActionSpace, CameraRole
-from ki_ros.sample import Sample
+from ki_ros.sample import Sample, sample_index
 
 
 class DroidChunks:
@@ -151,9 +151,7 @@ class DroidChunks:
 
     def _place(self, index: int) -> tuple[int, int]:
         """Place of a sample's episode in `episodes`, and its step."""
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"index is {index}; samples are 0 to {len(self) - 1}")
+        index = sample_index(index, len(self))
         which = int(np.searchsorted(self._ends, index, side="right"))
         return which, index - (int(self._ends[which]) - len(self._steps[which]))
 

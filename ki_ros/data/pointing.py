@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +18,7 @@ from ki_ros.rig import (
     ActionSpace,
     CameraRole,
 )
-from ki_ros.sample import Sample
+from ki_ros.sample import Sample, sample_index
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 230), "yellow": (230, 210, 50)}
 """RGB of the squares, before noise. The order decides when the gripper closes."""
@@ -197,9 +196,7 @@ class Pointing:
         return f"picture {index} of seed {self.seed}"
 
     def _scene(self, index: int) -> _Scene:
-        index = operator.index(index)
-        if not 0 <= index < self.length:
-            raise IndexError(f"index is {index}; samples are 0 to {self.length - 1}")
+        index = sample_index(index, self.length)
         rng = np.random.default_rng((self.seed, index, 0))
         names = list(COLOURS)
         colours = tuple(names[k] for k in rng.permutation(len(names))[: self.squares])

@@ -9,7 +9,7 @@ import numpy as np
 from ki_ros.data.chunks import DroidChunks
 from ki_ros.data.pointing import Pointing
 from ki_ros.rig import ActionSpace
-from ki_ros.sample import Sample
+from ki_ros.sample import Sample, sample_index
 
 
 class Subset:
@@ -62,6 +62,4 @@ class Subset:
         return self._source.describe(self._place(index))
 
     def _place(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index is {index}; samples are 0 to {len(self) - 1}")
-        return int(self._indices[index])
+        return int(self._indices[sample_index(index, len(self))])

@@ -13,15 +13,13 @@ from rclpy.node import Node
 from ki_ros.execution import executor as execution
 from ki_ros.execution.state import Reason
 from ki_ros.nodes import topics
+from ki_ros.nodes.discovery import LOOK_SECONDS, full_name
 
 PERIOD = 0.1
 """Time between two looks at the graph while commands are sent [s]."""
 
 LISTENERS = re.compile(r"recorder|rosbag2_recorder|_ros2cli.*|foxglove_bridge|rqt.*|rviz.*|plotjuggler.*")
 """Names of nodes that take the arm's commands and do nothing to it: recorders, and who looks."""
-
-LOOK_SECONDS = 5.0
-"""How long after its start a node may not know of all others: Fast DDS repeats what was lost of discovery after 3 s."""
 
 
 class SoleExecutor(execution.Executor):
@@ -88,11 +86,7 @@ class Company:
                 )
                 # One of these is this node's own; of those that are left another may have its name.
                 found |= here - Counter([me])
-        return sorted(
-            # The name of a node may become known later than its publisher does.
-            "a node of unknown name" if "UNKNOWN" in name else f"{space.rstrip('/')}/{name}"
-            for space, name in found.elements()
-        )
+        return sorted(full_name(name, space) for space, name in found.elements())
 
     def problem(self) -> str | None:
         """What is wrong on the topic of the arm's commands, and the remedy; None where all is well."""

@@ -31,9 +31,10 @@ from ki_ros.execution.schedule import SCHEDULES
 from ki_ros.execution.state import ChunkRefusal, Reason, State
 from ki_ros.execution.workspace import WorkspaceBox
 from ki_ros.nodes import stamps, topics
-from ki_ros.nodes.company import LOOK_SECONDS, Company, SoleExecutor
+from ki_ros.nodes.company import Company, SoleExecutor
 from ki_ros.nodes.controllers import ARMS, GRIPPERS
 from ki_ros.nodes.diagnostics import ERROR, OK, WARN, Diagnostics, Report
+from ki_ros.nodes.discovery import LOOK_SECONDS
 from ki_ros.nodes.operator import NO_SPEED, OperatorInputs
 from ki_ros.nodes.parameters import ParameterError, declare, parameter
 from ki_ros.nodes.polling import subscribe_polled, take_waiting

@@ -27,9 +27,10 @@ from ki_ros.data.recorder.disk import GIGABYTE, DiskLevel, DiskState, DiskWatch
 from ki_ros.data.recorder.topics import RecordedTopics, recorded_topics
 from ki_ros.nodes import executor, topics
 from ki_ros.nodes.diagnostics import ERROR, OK, WARN, Diagnostics, Report
+from ki_ros.nodes.discovery import LOOK_SECONDS
 from ki_ros.nodes.listening import Arrival, Listener
 from ki_ros.nodes.parameters import declare, parameter
-from ki_ros.nodes.recorders import LOOK_SECONDS, company
+from ki_ros.nodes.recorders import company
 from ki_ros.nodes.run import run
 from ki_ros.nodes.stamps import NANOSECONDS
 from ki_ros.observation.rig_streams import TRANSPORTS, CameraStream, RigStreams
@@ -249,6 +250,9 @@ class RecorderNode(Node):
     def _on_start(self, request: srv.StartEpisode.Request, response: srv.StartEpisode.Response):
         instruction = request.instruction.strip()
         self._poll()
+        if (obstacle := self._obstacle()) is not None:
+            response.message = obstacle
+            return response
         response.success, response.message = self._begin(instruction or self._instruction, request.note.strip())
         if response.success:
             response.id = self._bag.info.id
@@ -310,11 +314,11 @@ class RecorderNode(Node):
     ) -> tuple[bool, str]:
         """Begins an episode, now or at a system time, which is the arrival of the epoch that caused it or later.
 
+        Only where there is no `_obstacle`.
+
         Returns:
             Whether it did, and where it is recorded or why it did not.
         """
-        if (obstacle := self._obstacle()) is not None:
-            return False, obstacle
         wall = time.time_ns() if wall_ns is None else wall_ns
         try:
             self._listener.fit()

@@ -6,11 +6,7 @@ from collections import Counter
 
 from rclpy.node import Node, NodeNameNonExistentError
 
-LOOK_SECONDS = 5.0
-"""How long after its start a recorder may not know of others: Fast DDS repeats what was lost of discovery after 3 s."""
-
-UNNAMED = "a node of unknown name"
-"""The name of a node may become known later than its services do."""
+from ki_ros.nodes.discovery import UNNAMED, full_name
 
 
 def other_recorders(node: Node, service: str, own: str) -> list[str]:
@@ -30,7 +26,7 @@ def other_recorders(node: Node, service: str, own: str) -> list[str]:
         except NodeNameNonExistentError:
             continue
         if service in answered:
-            found[f"{namespace.rstrip('/')}/{name}"] += 1
+            found[full_name(name, namespace)] += 1
     # One of these is the recorder itself; of those that are left another may have its name.
     found -= Counter([own])
     return sorted(found.elements()) or [UNNAMED]

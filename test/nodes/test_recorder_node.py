@@ -24,7 +24,7 @@ from std_msgs.msg import Float64MultiArray, String
 
 from ki_ros import bringup, msg, srv
 from ki_ros.nodes import executor, observation, recorder, stamps, topics
-from ki_ros.nodes.recorders import LOOK_SECONDS
+from ki_ros.nodes.discovery import LOOK_SECONDS
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 SECOND = 1_000_000_000
