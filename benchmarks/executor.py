@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from arguments import output_file
+from processes import REPOSITORY, cpu_seconds, start
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 START_SECONDS = 120.0
 SETTLE_SECONDS = 2.0
 OBSERVATION_HZ, JOINT_HZ = 15.0, 100.0
@@ -176,22 +176,6 @@ def plain_main(rate: float) -> None:
 
 
 # Rounds
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env=environment,
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
 
 
 def stop(process: subprocess.Popen) -> None:

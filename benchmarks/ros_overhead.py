@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from arguments import output_file
+from processes import REPOSITORY, cpu_seconds, start
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CAMERAS = ("exterior_1", "exterior_2", "wrist")
 WIDTH, HEIGHT = 1280, 720
 IMAGE_HZ, JOINT_HZ, GRIPPER_EVERY = 30.0, 1000.0, 10
@@ -223,22 +223,6 @@ def listener_main() -> None:
 
 
 # Rounds
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env=environment,
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
 
 
 def stop(process: subprocess.Popen) -> str:
