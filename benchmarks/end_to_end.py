@@ -2,7 +2,7 @@
 """From a camera's stamp to the action chunk, in the running graph: where the time goes.
 
     benchmarks/end_to_end.py [--checkpoint models/ki_tiny] [--engine auto] [--device cpu] [--threads 1] [--seconds 30]
-                             [--camera-hz 30] [--json FILE]
+                             [--camera-hz 30] [--policy-by COMMAND] [--json FILE]
 
 Two cameras (640x480 rgb8) and the joints are published by a process of their own; the observation node and the policy
 node are those of a real rig, over DDS; a listener notes when observations and chunks arrive. No executor: it would only
@@ -14,6 +14,9 @@ take processor time.
 - engine and node: of the policy, from its own figures: the engine's inference, and everything else that the node does
   from taking the observation to sending the chunk;
 - to the chunk: from the camera's stamp to the chunk's arrival at the listener, all in all.
+
+`--policy-by` puts a command before the policy node's, such as `ip netns exec gpu`, where the namespace `gpu` stands
+for another machine: what "policy and DDS" then has more than engine and node is the way there and back.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import array
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -137,7 +141,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "SUBNET" if options.policy_by else "LOCALHOST"
     os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(REPOSITORY / "config" / "fastdds.xml"))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
     policy = {
@@ -151,13 +155,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     observed = {f"{name}.topic": f"/camera/{name}/image_raw" for name in CAMERAS}
     observed |= {"joint_states_topic": "/joint_states", "gripper_topic": "/gripper/joint_states"}
+    python = sys.executable
     commands = [
-        [str(Path(__file__).resolve()), "--role", "rig", "--camera-hz", str(options.camera_hz)],
-        ["-m", "ki_ros.nodes.observation", *_parameters(observed)],
-        ["-m", "ki_ros.nodes.policy", *_parameters(policy)],
+        [python, str(Path(__file__).resolve()), "--role", "rig", "--camera-hz", str(options.camera_hz)],
+        [python, "-m", "ki_ros.nodes.observation", *_parameters(observed)],
+        [*shlex.split(options.policy_by), python, "-m", "ki_ros.nodes.policy", *_parameters(policy)],
     ]
     listener = Listener()
-    processes = [subprocess.Popen([sys.executable, *command], env=environment, cwd=REPOSITORY) for command in commands]
+    processes = [subprocess.Popen(command, env=environment, cwd=REPOSITORY) for command in commands]
     try:
         deadline = time.monotonic() + START_SECONDS
         while len(listener.chunks) < SETTLE_CHUNKS:
@@ -212,6 +217,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the policy on the CPU; 0: as many as torch takes")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--camera-hz", type=float, default=30.0)
+    parser.add_argument("--policy-by", default="", metavar="COMMAND", help="what runs the policy node elsewhere")
     parser.add_argument("--json", type=output_file, help="write the figures to this file")
     parser.add_argument("--role", choices=("rig",), help=argparse.SUPPRESS)
     options = parser.parse_args()

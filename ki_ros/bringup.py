@@ -60,6 +60,10 @@ class Settings:
     """
 
     sim: bool = field(default=False, metadata={"help": "Start the simulated rig too"})
+    nodes: str = field(
+        default="",
+        metadata={"help": "Nodes to start here, such as observation,executor; empty: all. The others run elsewhere"},
+    )
     robot: str = field(default="", metadata={"help": f"Arm: {' or '.join(rig.ROBOTS)}"})
     preset: str = field(default="", metadata={"help": "Model preset"})
     checkpoint: str = field(default="", metadata={"help": "Checkpoint: a safetensors file or a directory"})
@@ -129,15 +133,14 @@ def describe(settings: Settings) -> list[NodeDescription]:
     """The nodes to start.
 
     Raises:
-        BringupError: an unknown robot, a parameter file that is missing or malformed, or one that names other nodes.
+        BringupError: an unknown robot, a parameter file that is missing or malformed, or one that names other nodes; a
+            node to start that is no part of the graph.
     """
     if settings.robot not in ("", *rig.ROBOTS):
         raise BringupError(f"robot {settings.robot!r} is not known; use one of {', '.join(rig.ROBOTS)}")
     params_file = _params_file(settings)
     check_params_file(params_file)
-    absent = {name for name, wanted in (("simulator", settings.sim), ("recorder", records(settings))) if not wanted}
-    nodes = [name for name in NODE_NAMES if name not in absent]
-    return [NodeDescription(name, (params_file, _overrides(name, settings))) for name in nodes]
+    return [NodeDescription(name, (params_file, _overrides(name, settings))) for name in _nodes(settings)]
 
 
 def describe_finetune(settings: FinetuneSettings) -> NodeDescription:
@@ -161,6 +164,22 @@ def describe_finetune(settings: FinetuneSettings) -> NodeDescription:
     values["niceness"] = int(settings.niceness) if settings.niceness else ""
     parameters = {f"training.{name}": value for name, value in values.items() if value not in ("", [])}
     return NodeDescription("trainer", (parameters,), executable="policy", namespace="/finetune")
+
+
+def _nodes(settings: Settings) -> list[str]:
+    """Names of the nodes to start on this machine, in the graph's order."""
+    chosen = settings.nodes.replace(",", " ").split()
+    for name in chosen:
+        if name not in NODE_NAMES:
+            near = difflib.get_close_matches(name, NODE_NAMES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"give some of {', '.join(NODE_NAMES)}"
+            raise BringupError(f"nodes is {settings.nodes!r}: no node is called {name!r}; {hint}")
+    optional = {"simulator": (settings.sim, "sim:=true"), "recorder": (records(settings), "record:=true")}
+    for name, (wanted, argument) in optional.items():
+        if name in chosen and not wanted:
+            raise BringupError(f"nodes is {settings.nodes!r}, but the graph has no {name}; give {argument} too")
+    absent = {name for name, (wanted, _) in optional.items() if not wanted}
+    return [name for name in NODE_NAMES if name not in absent and (not chosen or name in chosen)]
 
 
 def records(settings: Settings) -> bool:

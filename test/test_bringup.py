@@ -36,6 +36,30 @@ def test_the_simulator_is_started_only_when_asked_for():
     assert names(Settings()) == ["observation", "policy", "executor"]
 
 
+def test_a_machine_starts_the_nodes_that_are_its_own():
+    assert names(Settings(nodes="executor, observation")) == ["observation", "executor"]
+    assert names(Settings(nodes="policy", sim=True)) == ["policy"]
+    assert names(Settings(nodes="observation executor recorder", record="true")) == [
+        "observation",
+        "executor",
+        "recorder",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(nodes="policies"), r"nodes is 'policies'.*did you mean 'policy'"),
+        (Settings(nodes="policy,x"), r"no node is called 'x'; give some of simulator, observation, policy"),
+        (Settings(nodes="simulator"), r"no simulator; give sim:=true"),
+        (Settings(nodes="recorder", record="false"), r"no recorder; give record:=true"),
+    ],
+)
+def test_a_node_that_is_no_part_of_the_graph_is_refused(settings, message):
+    with pytest.raises(BringupError, match=message):
+        bringup.describe(settings)
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
 def test_every_configuration_that_ships_is_accepted(config):
     assert names(Settings(params_file=str(config)))

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,18 +36,15 @@ class Graph:
         settings: what to start.
         directory: where parameter files and logs go; made if it is missing.
         echo: write the nodes' output to this process's own instead of log files.
-        only: names of the nodes to start, where not all of them are wanted.
 
     Raises:
         BringupError: settings that cannot be started; no process has been started then.
     """
 
-    def __init__(
-        self, settings: bringup.Settings, directory: Path, *, echo: bool = False, only: Collection[str] = ()
-    ) -> None:
+    def __init__(self, settings: bringup.Settings, directory: Path, *, echo: bool = False) -> None:
         self._directory = directory
         self._echo = echo
-        self._descriptions = [d for d in bringup.describe(settings) if not only or d.name in only]
+        self._descriptions = bringup.describe(settings)
         self._environment = {**os.environ, **bringup.environment(sim=settings.sim), "PYTHONUNBUFFERED": "1"}
         self._processes: dict[str, _Process] = {}
         self._logged: set[str] = set()

@@ -73,7 +73,12 @@ def record(
         RecordError: rosbag2 is asked for and not installed, the recorder does not answer, or there is another one.
     """
     settings = bringup.Settings(
-        sim=sim, robot=robot, params_file=params_file, record=str(output), auto_episodes=auto_episodes
+        sim=sim,
+        nodes="recorder",
+        robot=robot,
+        params_file=params_file,
+        record=str(output),
+        auto_episodes=auto_episodes,
     )
     if plain or print_plain:
         if output == Path(bringup.RECORDINGS):
@@ -87,7 +92,7 @@ def record(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.update(bringup.environment(sim=sim))
     with tempfile.TemporaryDirectory(prefix="ki_ros-") as directory:
-        graph = Graph(settings, Path(directory), echo=True, only=("recorder",))
+        graph = Graph(settings, Path(directory), echo=True)
         try:
             with graph:
                 _Conversation(graph, instruction).run()

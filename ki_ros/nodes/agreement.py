@@ -9,6 +9,7 @@ from ki_ros import msg
 from ki_ros.chunk import ActionChunk
 from ki_ros.commitment import Commitment, DelayEstimate, commit
 from ki_ros.execution.schedule import REAL_TIME
+from ki_ros.nodes import stamps
 
 _SETTLED = 0.2
 """So long after a chunk was sent [s] the executor is executing it, or has refused it."""
@@ -27,12 +28,17 @@ class Agreement:
         """Expected time from an observation's stamp to its chunk [s]; None before it is known."""
         return self._delay.seconds
 
-    def sent(self, chunk: ActionChunk, delay: float) -> None:
-        """A chunk has left, so many seconds after the stamp of its observation."""
+    def sent(self, chunk: ActionChunk, now: int | None) -> None:
+        """A chunk has left.
+
+        Args:
+            chunk: that was sent.
+            now: when, on the clock of its stamp, which is the robot's [ns]; None for not known.
+        """
         self._sent, self._sent_at = chunk, time.monotonic()
         # A clock that was set back says nothing about how long thinking takes.
-        if delay >= 0:
-            self._delay.add(delay)
+        if now is not None and now >= chunk.stamp:
+            self._delay.add((now - chunk.stamp) / stamps.NANOSECONDS)
 
     def commitment(self, stamp: int, epoch: int, status: msg.ExecutorStatus | None) -> Commitment | None:
         """What the arm will do from an observation of that stamp [ns] on; None where a chunk need agree with nothing:

@@ -9,8 +9,9 @@ from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 
 from ki_ros import msg
-from ki_ros.nodes import topics
+from ki_ros.nodes import stamps, topics
 from ki_ros.nodes.polling import subscribe_polled, take_waiting
+from ki_ros.nodes.run import uses_sim_time
 
 FRESH_SECONDS = 1.0
 """An executor that has said nothing for so long may be doing anything."""
@@ -31,6 +32,18 @@ class ExecutorWatch:
         """The newest status; None where none has come for `FRESH_SECONDS`."""
         self._poll()
         return self._newest if time.time_ns() - self._received_ns <= FRESH_SECONDS * 1e9 else None
+
+    def now(self) -> int | None:
+        """Time on the executor's clock [ns], whatever this machine's says; None as `newest`.
+
+        It is the newest status's and what has passed since that came: behind by what a status takes to get here.
+        """
+        status = self.newest()
+        if status is None:
+            return None
+        if uses_sim_time(self._node):
+            return self._node.get_clock().now().nanoseconds
+        return stamps.from_message(status.header.stamp) + time.time_ns() - self._received_ns
 
     def _poll(self) -> None:
         with self._lock:

@@ -340,7 +340,7 @@ class PolicyNode(LifecycleNode):
                 return
             self._publisher.publish(message)
         published = time.monotonic() - started
-        self._agreement.sent(chunk, (self.get_clock().now().nanoseconds - stamp) / stamps.NANOSECONDS)
+        self._agreement.sent(chunk, self._executor_watch.now())
         self._counts["chunks"] += 1
         self._counts["agreeing"] += commitment is not None
         self._inference_ms.append(elapsed * 1e3)
@@ -358,6 +358,8 @@ class PolicyNode(LifecycleNode):
         for name, kept in (("inference", self._inference_ms), ("engine", self._engine_ms), ("node", self._node_ms)):
             if times := list(kept):
                 values[f"{name}_ms_p50"], values[f"{name}_ms_p99"] = map(float, np.percentile(times, (50, 99)))
+        if (delay := self._agreement.delay) is not None:
+            values["delay_ms"] = delay * 1e3
         if self._last_error:
             values["last_error"] = self._last_error
         errors = counts.get("refused", 0) + counts.get("failed", 0)

@@ -50,8 +50,8 @@ def graph(tmp_path_factory, spinner) -> Iterator[tuple[Watching, Graph]]:
     file.write_text(PARAMETERS)
     rig = Watching(period=PERIOD, pace=1.0, context=spinner.context)
     spinner.start(rig)
-    only = ("observation", "executor")
-    with Graph(bringup.Settings(params_file=str(file)), directory / "logs", only=only) as graph:
+    settings = bringup.Settings(nodes="observation,executor", params_file=str(file))
+    with Graph(settings, directory / "logs") as graph:
         wait(rig.service_is_ready, "the executor's services", check=graph.check)
         instruct(rig, "wave")
         wait(lambda: answered(rig.call_enable(), topics.ENABLE).success, "enabling")

@@ -60,7 +60,7 @@ def graph(tmp_path_factory, spinner) -> Iterator[tuple[MovingRig, Graph]]:
     file.write_text(PARAMETERS)
     rig = MovingRig(context=spinner.context)
     spinner.start(rig)
-    with Graph(bringup.Settings(params_file=str(file)), directory / "logs", only=("executor",)) as graph:
+    with Graph(bringup.Settings(nodes="executor", params_file=str(file)), directory / "logs") as graph:
         yield rig, graph
 
 

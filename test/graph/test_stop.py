@@ -49,7 +49,7 @@ def rig(tmp_path_factory, spinner) -> Iterator[SteppedRig]:
 
     rig = SteppedRig(period=PERIOD, pace=3.0, steps=steps, context=spinner.context)
     spinner.start(rig)
-    with Graph(bringup.Settings(params_file=str(file)), directory / "logs", only=("executor",)) as graph:
+    with Graph(bringup.Settings(nodes="executor", params_file=str(file)), directory / "logs") as graph:
         wait(rig.service_is_ready, "the executor's services", check=graph.check)
         instruct(rig, "wave")
         yield rig

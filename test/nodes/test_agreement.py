@@ -13,7 +13,7 @@ from ki_ros.msg import ExecutorStatus
 from ki_ros.nodes.agreement import Agreement, within
 from ki_ros.rig import ActionSpace
 
-EPOCH, STAMP, PERIOD = 7, 10**12, round(1e9 / 15)
+EPOCH, STAMP, PERIOD, SECOND = 7, 10**12, round(1e9 / 15), 10**9
 
 
 def chunk(sequence: int = 3, epoch: int = EPOCH, stamp: int = STAMP) -> ActionChunk:
@@ -30,8 +30,8 @@ def status(**changes) -> ExecutorStatus:
 def agreement() -> Agreement:
     """Two answers are known, the first of which took long."""
     agreement = Agreement()
-    agreement.sent(chunk(2, stamp=STAMP - PERIOD), 5.0)
-    agreement.sent(chunk(), 0.1)
+    agreement.sent(chunk(2, stamp=STAMP - PERIOD), STAMP - PERIOD + 5 * SECOND)
+    agreement.sent(chunk(), STAMP + SECOND // 10)
     return agreement
 
 
@@ -82,10 +82,12 @@ def test_a_chunk_that_was_refused_binds_nobody(agreement: Agreement, monkeypatch
 def test_without_a_delay_nothing_is_known() -> None:
     agreement = Agreement()
     assert agreement.commitment(STAMP + PERIOD, EPOCH, status()) is None
-    agreement.sent(chunk(), 0.1)
+    agreement.sent(chunk(), STAMP + SECOND // 10)
     assert agreement.commitment(STAMP + PERIOD, EPOCH, status()) is None, "the first answer is no measure"
-    agreement.sent(chunk(), -3.0)
+    agreement.sent(chunk(), STAMP - 3 * SECOND)
     assert agreement.delay is None, "nor is one from before a clock was set back"
+    agreement.sent(chunk(), None)
+    assert agreement.delay is None, "nor one that nobody knows the time of"
 
 
 def test_no_more_than_the_model_was_trained_with() -> None:

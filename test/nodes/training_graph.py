@@ -111,7 +111,8 @@ class Graph:
         self.chunks: list[msg.ActionChunk] = []
         self.diagnostics: dict[str, dict[str, str]] = {}
         self.sequence = 0
-        self._executor = None
+        self.ahead = 0
+        """By how much the clock of what is around the node is ahead of the node's [ns]."""
         self._epoch = self.other.create_publisher(msg.Epoch, topics.EPOCH, topics.LATCHED_QOS)
         self._observation = self.other.create_publisher(msg.Observation, topics.OBSERVATION, topics.NEWEST_QOS)
         self.other.create_subscription(
@@ -164,7 +165,7 @@ class Graph:
         """Publishes the observation, always the same one."""
         self.sequence += 1
         message = msg.Observation(epoch=1, instruction=INSTRUCTION, sequence=self.sequence, state=STATE)
-        message.header.stamp = stamps.to_message(time.time_ns())
+        message.header.stamp = stamps.to_message(time.time_ns() + self.ahead)
         for role in ROLES:
             view = Image(height=224, width=224, encoding="rgb8", step=672)
             view.header.frame_id = role.value
@@ -179,13 +180,16 @@ class Graph:
         return np.array(self.chunks[-1].actions, np.float32).reshape(-1, 8)
 
     @contextmanager
-    def executor(self, state: int | None) -> Iterator[None]:
-        """An executor in that state, as far as one hears; None for one that is silent."""
+    def executor(self, state: int | None, schedule: str = "") -> Iterator[None]:
+        """An executor in that state, as far as one hears; None for one that is silent. It has the newest chunk."""
         publisher = self.other.create_publisher(msg.ExecutorStatus, topics.EXECUTOR_STATUS, topics.COMMAND_QOS)
 
         def say() -> None:
             if state is not None:
-                publisher.publish(msg.ExecutorStatus(state=state))
+                message = msg.ExecutorStatus(state=state, schedule=schedule, epoch=1)
+                message.header.stamp = stamps.to_message(time.time_ns() + self.ahead)
+                message.observation_sequence = self.chunks[-1].observation_sequence if self.chunks else 0
+                publisher.publish(message)
 
         timer = self.other.create_timer(0.01, say)
         try:
