@@ -215,16 +215,17 @@ def check_params_file(path: Path) -> None:
             raise BringupError(f"params_file {str(path)!r}: {key!r} has no parameters; give it some, or remove it")
 
 
-def environment(*, sim: bool) -> dict[str, str]:
+def environment(*, sim: bool, nodes: str = "") -> dict[str, str]:
     """Variables that the graph's processes need beside the present environment.
 
-    The Fast DDS profile, unless one is chosen already; that no node outlives what started it, as an executor left
-    behind would go on moving the arm; and that a simulation is seen on this machine only, unless discovery is
-    configured, as its commands have the names of a real arm's.
+    The Fast DDS profile, unless one is chosen already: that for several machines where only some `nodes` run here; that
+    no node outlives what started it, as an executor left behind would go on moving the arm; and that a simulation is
+    seen on this machine only, unless discovery is configured, as its commands have the names of a real arm's.
     """
     variables = {DIE_WITH_PARENT: "1"}
     if not {"FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"} & os.environ.keys():
-        variables["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(find_share("config") / "fastdds.xml")
+        profile = "fastdds_network.xml" if nodes.strip() else "fastdds.xml"
+        variables["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(find_share("config") / profile)
     if sim and not _DISCOVERY & os.environ.keys():
         variables["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     return variables

@@ -30,7 +30,8 @@ def _start(context):
         for description in bringup.describe(settings)
     ]
     guards = [RegisterEventHandler(OnProcessExit(target_action=process, on_exit=_ended)) for process in processes]
-    variables = [SetEnvironmentVariable(name, value) for name, value in bringup.environment(sim=settings.sim).items()]
+    environment = bringup.environment(sim=settings.sim, nodes=settings.nodes)
+    variables = [SetEnvironmentVariable(name, value) for name, value in environment.items()]
     return [*variables, *guards, *processes]
 
 

@@ -45,7 +45,8 @@ class Graph:
         self._directory = directory
         self._echo = echo
         self._descriptions = bringup.describe(settings)
-        self._environment = {**os.environ, **bringup.environment(sim=settings.sim), "PYTHONUNBUFFERED": "1"}
+        variables = bringup.environment(sim=settings.sim, nodes=settings.nodes)
+        self._environment = {**os.environ, **variables, "PYTHONUNBUFFERED": "1"}
         self._processes: dict[str, _Process] = {}
         self._logged: set[str] = set()
 
