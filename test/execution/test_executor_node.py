@@ -15,6 +15,9 @@ rclpy = pytest.importorskip("rclpy")
 pytest.importorskip("ki_ros.msg", reason="the interfaces are not built; run scripts/setup")
 
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from rcl_interfaces.msg import Parameter as ParameterMessage  # noqa: E402
+from rcl_interfaces.msg import ParameterType, ParameterValue  # noqa: E402
+from rcl_interfaces.srv import SetParameters  # noqa: E402
 from rclpy.duration import Duration  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.node import Node  # noqa: E402
@@ -411,6 +414,16 @@ def test_a_misspelt_parameter_is_refused(context):
 
 def set_speed(g: Graph, share: float) -> bool:
     return g.node.set_parameters([Parameter("speed_scale", value=share)])[0].successful
+
+
+def test_a_speed_that_is_out_of_range_by_rounding_does_not_end_the_node(running):
+    g = running
+    client = g.other.create_client(SetParameters, "/executor/set_parameters")
+    for share, speed in ((0.5, "0.5"), (1.0 + 1e-9, "1")):
+        value = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=share)
+        request = SetParameters.Request(parameters=[ParameterMessage(name="speed_scale", value=value)])
+        assert g.call(client, request).results[0].successful
+        g.until(lambda speed=speed: g.diagnostics.get("executor", {}).get("speed_scale") == speed, f"speed {speed}")
 
 
 def test_the_operator_stops_resets_and_sets_the_speed(graph):
