@@ -225,7 +225,8 @@ class Executor:
     def enable(self, now_ns: int) -> str | None:
         """Begins to send commands, the first of which is where the arm is measured to be: enabling moves nothing.
 
-        An arm outside of its limits less the guard's margin is held exactly there, and can only be moved inwards. What
+        An arm that moves is refused: where it is measured it is no more, and to be held there would be a step. One
+        outside of its limits less the guard's margin is held exactly there, and can only be moved inwards. What
         was observed before is not followed: somebody may have moved the arm by hand since.
         Enabling what is enabled changes nothing.
 
@@ -237,6 +238,8 @@ class Executor:
         if self.operator.stopped is not None:
             return f"it was stopped ({self.operator.stopped.value}); see that the arm may move, then reset"
         problem = self.measured.problem(now_ns) or self.measured.far_outside()
+        if problem is None and self.measured.moves(_ns(_REST)):
+            problem = "the arm moves; enable it when it stands still"
         if problem is not None:
             return problem
         self._enabled = True

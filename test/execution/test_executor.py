@@ -105,8 +105,12 @@ def test_disabling_stops_the_stream_at_once(bench):
     bench.executor.disable(bench.now)
     for _, tick in bench.run(0.5, policy):
         assert tick.positions is None
-    # Enabled again it waits for a new chunk, at the place where the arm is now.
+    # Enabled again it waits for a new chunk, at the place where the arm is now, once it stands still there.
     bench.q = bench.q + 0.05
+    bench.now += MS
+    bench.joint_state()
+    assert "the arm moves" in bench.executor.enable(bench.now)
+    bench.run(0.05)
     bench.now += MS
     bench.joint_state()
     assert bench.executor.enable(bench.now) is None

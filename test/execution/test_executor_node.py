@@ -455,6 +455,22 @@ def test_the_operator_stops_resets_and_sets_the_speed(graph):
     g.until(lambda: any(g.commands[-1].velocity), "motion")
 
 
+def test_an_arm_that_moves_is_not_enabled(graph):
+    g = graph(enabled_at_start=True)
+    g.until(lambda: g.last == (HOLDING, "no_instruction"), "enabled")
+    assert g.enable(False).success
+    start = g.q[6]
+
+    def drift() -> None:
+        g.q[6] += 0.005
+
+    by_hand = g.other.create_timer(0.01, drift)
+    g.until(lambda: g.q[6] > start + 0.05, "motion")
+    assert "the arm moves" in g.enable().message
+    by_hand.cancel()
+    g.until(lambda: g.enable().success, "enabled")
+
+
 def test_the_button_has_to_be_held(graph):
     g = graph(enabled_at_start=True, instruction="push", hold_to_run=0.2)
     button = g.other.create_publisher(Bool, topics.HOLD_TO_RUN, topics.NEWEST_QOS)
