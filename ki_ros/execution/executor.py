@@ -270,12 +270,19 @@ class Executor:
         self._enable_pending = False
         self._forget_chunks()
 
-    def reset(self, now_ns: int) -> None:
-        """Ends a stop. The executor is disabled then: that the arm may move again has to be said once more."""
+    def reset(self, now_ns: int) -> str | None:
+        """Ends a stop. The executor is disabled then: that the arm may move again has to be said once more.
+
+        Returns None, or why it is refused: while the arm is brought to rest commands must not end.
+        """
         self._enter(now_ns)
-        if self.operator.stopped is not None:
-            self.operator.reset()
-            self._disable(Reason.DISABLED)
+        if self.operator.stopped is None:
+            return None
+        if self._enabled and not self._awaiting_rest and self._rests_since_ns is None:
+            return "the arm is being brought to rest; reset when it stands still"
+        self.operator.reset()
+        self._disable(Reason.DISABLED)
+        return None
 
     def set_epoch(self, now_ns: int, epoch: int) -> None:
         """Starts an epoch: from this call on no command comes from a chunk of another one.

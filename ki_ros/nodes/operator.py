@@ -89,7 +89,9 @@ class OperatorInputs:
         if self._executor.operator.stopped is None:
             response.message = "it is not stopped"
             return response
-        self._executor.reset(self._now())
+        if (problem := self._executor.reset(self._now())) is not None:
+            response.message = f"not reset: {problem}"
+            return response
         self._ended()
         response.success = True
         response.message = f"reset: disabled until {topics.ENABLE} is called"

@@ -124,6 +124,16 @@ def test_disabling_stops_the_stream_at_once(bench):
     assert moves(bench.run(0.5, policy))
 
 
+def test_a_reset_does_not_end_the_brake(bench):
+    assert moves(bench.run(0.5, policy))
+    bench.executor.stop(bench.now)
+    bench.tick()
+    assert "brought to rest" in bench.executor.reset(bench.now)
+    brakes([tick for _, tick in bench.run(0.5, policy)])
+    assert bench.executor.reset(bench.now) is None
+    assert bench.tick().reason is Reason.DISABLED
+
+
 def test_holds_without_an_instruction(make_bench):
     bench = make_bench()
     bench.joint_state()
