@@ -24,6 +24,7 @@ from ki_ros.chunk import ActionChunk
 from ki_ros.nodes import diagnostics, stamps, topics
 from ki_ros.nodes.agreement import Agreement, within
 from ki_ros.nodes.executor_watch import ExecutorWatch
+from ki_ros.nodes.lifecycle import refuse_absent_transitions
 from ki_ros.nodes.parameters import declare, parameter
 from ki_ros.nodes.run import run
 from ki_ros.nodes.training import Training, TrainingParameters
@@ -74,6 +75,7 @@ class PolicyNode(LifecycleNode):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("policy", **kwargs)
+        refuse_absent_transitions(self)
         self.parameters = declare(self, Parameters)
         self._mailbox = threading.Condition()
         self._newest: bytes | None = None
