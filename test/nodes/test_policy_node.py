@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import time
 from collections.abc import Iterator
 
@@ -11,14 +12,20 @@ pytest.importorskip("rclpy", reason="needs rclpy: run scripts/setup")
 pytest.importorskip("ki_ros.msg", reason="the interfaces are not built; run scripts/setup")
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from recording_graph import free_domain
+from sensor_msgs.msg import Image
 
+from ki_ros import msg
+from ki_ros.nodes import topics
 from ki_ros.nodes.policy import PolicyNode
+from ki_ros.rig import RESET_JOINT_POSITIONS
 
 pytestmark = pytest.mark.graph
 
@@ -38,6 +45,12 @@ class Graph:
         self.spinner = SingleThreadedExecutor(context=self.context)
         self.spinner.add_node(self.other)
         self.spinner.add_node(self.node)
+        self.chunks: list[msg.ActionChunk] = []
+        self.diagnosis = ""
+        self.other.create_subscription(msg.ActionChunk, topics.ACTION_CHUNK, self.chunks.append, topics.NEWEST_QOS)
+        self.other.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self._epochs = self.other.create_publisher(msg.Epoch, topics.EPOCH, topics.LATCHED_QOS)
+        self._observations = self.other.create_publisher(msg.Observation, topics.OBSERVATION, topics.NEWEST_QOS)
         self._change = self.other.create_client(ChangeState, "/policy/change_state")
         self._state = self.other.create_client(GetState, "/policy/get_state")
 
@@ -58,6 +71,34 @@ class Graph:
         future = client.call_async(request)
         self.until(future.done, "the answer")
         return future.result()
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        self.diagnosis = next(s.message for s in message.status if s.name == "policy: policy")
+
+    def start(self) -> Graph:
+        for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
+            assert self.change(transition)
+        self.until(lambda: self._epochs.get_subscription_count(), "the subscription of epochs")
+        self.until(lambda: self._observations.get_subscription_count(), "the subscription of observations")
+        return self
+
+    def instruct(self, epoch: int) -> None:
+        self._epochs.publish(msg.Epoch(id=epoch, instruction="reach the red block"))
+        assert self._epochs.wait_for_all_acked(Duration(seconds=PATIENCE))
+
+    def observe(self, epoch: int) -> None:
+        message = msg.Observation(epoch=epoch, instruction="reach the red block", state=[*RESET_JOINT_POSITIONS, 0.0])
+        message.header.stamp = self.other.get_clock().now().to_msg()
+        for role in ("exterior_1", "wrist"):
+            view = Image(height=224, width=224, encoding="rgb8", step=672, data=array.array("B", bytes(224 * 672)))
+            view.header.frame_id = role
+            message.views.append(view)
+        self._observations.publish(message)
+
+    def answers(self, epoch: int) -> bool:
+        """Sends an observation; whether any such has been answered."""
+        self.observe(epoch)
+        return any(chunk.epoch == epoch for chunk in self.chunks)
 
     def change(self, transition: int) -> bool:
         return self.call(self._change, ChangeState.Request(transition=Transition(id=transition))).success
@@ -96,3 +137,30 @@ def test_a_transition_that_the_state_does_not_have_is_refused(graph):
         assert graph.state == then
         state = then
     assert not graph.change(200)
+
+
+def test_an_epoch_of_an_earlier_time_changes_nothing(graph):
+    """A recording that is played back brings one."""
+    graph.start().instruct(2_000)
+    graph.until(lambda: graph.answers(2_000), "a chunk")
+    graph.instruct(1_000)
+    # With an answer of the node's, what it was sent before has been dealt with.
+    assert graph.state == State.PRIMARY_STATE_ACTIVE
+    graph.chunks.clear()
+    graph.until(lambda: graph.answers(2_000), "a chunk, still for the instruction in force")
+    graph.instruct(3_000)
+    graph.until(lambda: graph.answers(3_000), "a chunk for the next instruction")
+
+
+def test_the_diagnosis_says_why_there_is_no_chunk(graph):
+    graph.start()
+    graph.until(lambda: "waiting for an instruction" in graph.diagnosis, "that no instruction was given")
+    graph.instruct(1_000)
+    graph.until(lambda: "no observation comes" in graph.diagnosis, "that there is no observation")
+
+    def says(what: str, epoch: int) -> bool:
+        graph.observe(epoch)
+        return what in graph.diagnosis
+
+    graph.until(lambda: says("inferring", 1_000), "that all is well")
+    graph.until(lambda: says("no observation answers the instruction in force", 900), "that all are of another epoch")
