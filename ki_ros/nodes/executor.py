@@ -385,7 +385,7 @@ class ExecutorNode(Node):
             problem = f"teleoperation: {missing[0]} is missing" if missing else "teleoperation: not a position per name"
         else:
             knuckle = message.position[index[rig.GRIPPER_JOINT]] if rig.GRIPPER_JOINT in index else None
-            closedness = None if knuckle is None else rig.gripper_closedness(knuckle)
+            closedness = None if knuckle is None else _closedness(knuckle)
             positions = np.array([message.position[index[name]] for name in self._joint_names])
             stamp = stamps.from_message(message.header.stamp)
             # Not every leader's driver stamps what it sends.
@@ -586,6 +586,11 @@ class ExecutorNode(Node):
 
 
 _BROKEN = frozenset({ChunkRefusal.NON_FINITE.value, ChunkRefusal.INVALID.value, ChunkRefusal.FUTURE.value})
+
+
+def _closedness(knuckle: float) -> float:
+    """Of a leader's knuckle angle. One that is infinite is no end of the gripper's range, but as wrong as NaN."""
+    return rig.gripper_closedness(knuckle) if math.isfinite(knuckle) else math.nan
 
 
 def _action_space(name: str) -> rig.ActionSpace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import json
+import math
 import os
 import random
 import time
@@ -32,7 +33,7 @@ from ki_ros.nodes import topics  # noqa: E402
 from ki_ros.nodes.executor import ExecutorNode  # noqa: E402
 from ki_ros.nodes.parameters import ParameterError  # noqa: E402
 from ki_ros.nodes.stamps import from_message  # noqa: E402
-from ki_ros.rig import PANDA, RESET_JOINT_POSITIONS  # noqa: E402
+from ki_ros.rig import GRIPPER_JOINT, PANDA, RESET_JOINT_POSITIONS  # noqa: E402
 from ki_ros.srv import SetInstruction  # noqa: E402
 
 pytestmark = pytest.mark.graph
@@ -550,6 +551,24 @@ def test_a_leader_moves_the_arm(graph):
     g.until(lambda: g.last == (HOLDING, "stale_command"), "the hold")
     leader.publish(JointState(name=names[:3], position=[0.0] * 3))
     g.until(lambda: "is missing" in g.diagnostics.get("executor", {}).get("last_refusal", ""), "the refusal")
+
+
+@pytest.mark.parametrize("angle", [math.nan, math.inf, -math.inf])
+def test_a_leaders_gripper_that_is_not_finite_holds_the_arm_and_the_gripper(graph, angle):
+    g = graph(enabled_at_start=True, source="teleoperation")
+    leader = g.other.create_publisher(JointState, "/teleoperation/joint_command", topics.NEWEST_QOS)
+    knuckle = 0.4
+
+    def lead() -> None:
+        leader.publish(JointState(name=[*PANDA.joint_names, GRIPPER_JOINT], position=[*g.q, knuckle]))
+
+    g.other.create_timer(0.03, lead)
+    g.until(lambda: g.last[0] == EXECUTING and g.gripper, "the gripper that follows")
+    g.gripper.clear()
+    knuckle = angle
+    g.until(lambda: "not finite" in g.diagnostics.get("executor", {}).get("last_refusal", ""), "the refusal")
+    g.until(lambda: g.last == (HOLDING, "waiting_for_command"), "the hold")
+    assert set(g.gripper) == {0.4}
 
 
 def test_another_publisher_of_the_arms_commands_ends_them(graph):
