@@ -322,7 +322,12 @@ class ExecutorNode(Node):
 
     def _give_joint_state(self, raw: bytes) -> bool:
         """Whether it is one of the arm's."""
-        state = deserialize_message(raw, JointState)
+        try:
+            state = deserialize_message(raw, JointState)
+        except RuntimeError as error:
+            # As the middleware does with what it delivers itself: what cannot be read has not come.
+            self._say_refused(self._executor.measured.refuse(f"joint state: it cannot be read ({error})"))
+            return False
         index = {name: i for i, name in enumerate(state.name)}
         if not all(name in index for name in self._joint_names):
             self._foreign[", ".join(state.name) or "no names"] += 1
@@ -338,9 +343,12 @@ class ExecutorNode(Node):
             problem = f"joint state: {len(state.position)} positions for {len(state.name)} names"
             self._executor.measured.refuse(problem)
         if problem is not None:
-            self._last_refusal = problem
-            self.get_logger().warning(problem, throttle_duration_sec=1.0)
+            self._say_refused(problem)
         return True
+
+    def _say_refused(self, problem: str) -> None:
+        self._last_refusal = problem
+        self.get_logger().warning(problem, throttle_duration_sec=1.0)
 
     def _on_chunk(self, message: msg.ActionChunk) -> None:
         stamp = stamps.from_message(message.header.stamp)
@@ -392,8 +400,7 @@ class ExecutorNode(Node):
             age = self._age(stamp) if stamp else 0
             problem = self._executor.receive_command(self._now(), age, positions, closedness)
         if problem is not None:
-            self._last_refusal = problem
-            self.get_logger().warning(problem, throttle_duration_sec=1.0)
+            self._say_refused(problem)
 
     # Services
 

@@ -553,6 +553,15 @@ def test_a_leader_moves_the_arm(graph):
     g.until(lambda: "is missing" in g.diagnostics.get("executor", {}).get("last_refusal", ""), "the refusal")
 
 
+def test_a_joint_state_that_cannot_be_read_is_refused_and_ends_nothing(running):
+    g = running
+    for _ in range(20):
+        g.joint_publisher.publish(b"\0\1\0\0" + bytes(8) + b"\xff" * 8)
+        g.spin(0.02)
+    g.until(lambda: "cannot be read" in g.diagnostics.get("executor", {}).get("last_refusal", ""), "the refusal")
+    g.execute()
+
+
 @pytest.mark.parametrize("angle", [math.nan, math.inf, -math.inf])
 def test_a_leaders_gripper_that_is_not_finite_holds_the_arm_and_the_gripper(graph, angle):
     g = graph(enabled_at_start=True, source="teleoperation")
