@@ -239,7 +239,8 @@ class ExecutorNode(Node):
             barriers = p.barriers()
         except ValueError as error:
             raise ParameterError(f"node {self.get_name()!r}: {error}") from error
-        if p.source == "teleoperation" and p.speed_scale != 1.0:
+        self._teleoperated = p.source == "teleoperation"
+        if self._teleoperated and p.speed_scale != 1.0:
             raise ParameterError(f"node {self.get_name()!r}: speed_scale is {p.speed_scale:g}; {NO_SPEED}")
         self._executor = SoleExecutor(self.robot, p.options(), barriers=barriers)
         self._executor.operator.speed = p.speed_scale
@@ -293,7 +294,7 @@ class ExecutorNode(Node):
             ),
             self.create_service(SetInstruction, topics.SET_INSTRUCTION, self._on_set_instruction),
         ]
-        if self.parameters.source == "teleoperation":
+        if self._teleoperated:
             topic = self.parameters.teleoperation_topic
             self._inputs.append(self.create_subscription(JointState, topic, self._on_leader, topics.NEWEST_QOS))
         self._operator = OperatorInputs(self, self._executor, self._now, self._poll_joint_state, self._end_commands)
@@ -559,6 +560,10 @@ class ExecutorNode(Node):
                 f"{text}; a chunk comes every {interval / 1e9:.2f} s, which is longer than max_chunk_gap "
                 f"{self.parameters.max_chunk_gap:g} s: the arm stops between chunks"
             )
+        leads = self.parameters.teleoperation_topic if self._teleoperated else topics.ACTION_CHUNK
+        if leaders := self._company.leaders(leads):
+            names = ", ".join(leaders)
+            return WARN, f"{text}; {names} all publish {leads}, and the arm follows each in turn; end all but one"
         if reason in (Reason.STALE_CHUNK, Reason.STALE_JOINT_STATE, Reason.AWAITING_REST, Reason.CHUNK_EXHAUSTED):
             return WARN, text
         return OK, text

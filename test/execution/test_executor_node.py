@@ -600,6 +600,19 @@ def test_another_publisher_of_the_arms_commands_ends_them(graph):
     g.execute()
 
 
+def test_two_who_lead_the_arm_are_named(running, context):
+    """A second policy, left over from before: each chunk is a good one, and together they are no motion of either."""
+    g = running
+    g.until(lambda: g.levels.get("executor") == b"\0", "a report")
+    other = Node("left_over", context=context)
+    publisher = other.create_publisher(msg.ActionChunk, topics.ACTION_CHUNK, topics.NEWEST_QOS)
+    named = "/left_over, /other all publish action_chunk"
+    g.until(lambda: named in g.diagnostics["executor"]["message"] and g.levels["executor"] == b"\1", "the report")
+    other.destroy_publisher(publisher)
+    other.destroy_node()
+    g.until(lambda: g.levels["executor"] == b"\0", "a report that all is well")
+
+
 def test_nothing_is_enabled_without_a_controller(graph):
     g = graph(controller="joint_impedance", enabled_at_start=True, instruction="push")
     g.policy_on = True
