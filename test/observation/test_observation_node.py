@@ -218,6 +218,15 @@ def test_drivers_without_stamps(make_graph, source):
         graph.expect("observation", ERROR, "header.stamp", "stamp_source")
 
 
+def test_a_camera_whose_clock_is_a_little_ahead(graph):
+    """There are observations, with pictures that are older than their stamps say."""
+    graph.observe()
+    graph.drivers["wrist"].offset_ns = 100_000_000
+    graph.expect("wrist", WARN, "after they arrive", "clocks")
+    graph.expect("observation", OK)
+    graph.expect("exterior_1", OK)
+
+
 def test_a_camera_whose_clock_is_ahead(graph):
     graph.drivers["wrist"].offset_ns = 3 * 10**9
     graph.expect("observation", ERROR, "wrist", "in the future", "clocks")
