@@ -17,6 +17,7 @@ from rich.table import Table
 from ki_ros import bringup, rig, srv
 from ki_ros.data.droid import Episode
 from ki_ros.files import write_json
+from ki_ros.nodes.discovery import LOOK_SECONDS
 from ki_ros.nodes.replay import ReplayNode
 
 console = Console()
@@ -37,7 +38,7 @@ def replay(*, path: Path, episode: int, set_instruction: bool, json: Path | None
 
     Raises:
         EpisodeError: an episode that is missing or incomplete.
-        ReplayError: the graph is not running, or a rig publishes on the same topics.
+        ReplayError: the graph is not running, its executor is enabled, or a rig publishes on the same topics.
     """
     recording = Episode.load(path, episode)
     if not recording.image_files:
@@ -63,6 +64,15 @@ def replay(*, path: Path, episode: int, set_instruction: bool, json: Path | None
 
 def _replay(node: ReplayNode, recording: Episode, set_instruction: bool) -> dict:
     if set_instruction:
+        _spin_until(
+            node,
+            node.set_instruction.service_is_ready,
+            WAIT_SECONDS,
+            "no service set_instruction: is the graph running?",
+        )
+    _look(node)
+    node.lead_in()
+    if set_instruction:
         _set_instruction(node, recording.instruction)
     _spin_until(
         node,
@@ -72,14 +82,14 @@ def _replay(node: ReplayNode, recording: Episode, set_instruction: bool) -> dict
     )
     if set_instruction:
         _spin_until(node, lambda: node.answered, WAIT_SECONDS, "no action chunk: has the policy node been activated?")
-    if others := node.other_publishers():
-        raise ReplayError(f"somebody else publishes on {', '.join(others)}; stop the rig or the simulator first")
+    _require(node.objection())
     node.begin()
     started = time.monotonic()
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(escape(recording.name), total=len(recording))
         while not node.over:
             rclpy.spin_once(node, timeout_sec=0.1)
+            _require(node.interruption())
             progress.update(task, completed=node.step)
     seconds = time.monotonic() - started
     deadline = time.monotonic() + DRAIN_SECONDS
@@ -98,10 +108,20 @@ def _replay(node: ReplayNode, recording: Episode, set_instruction: bool) -> dict
     }
 
 
+def _look(node: ReplayNode) -> None:
+    """Waits for as long as discovery may take, and requires that there is nobody whom a recording would disturb."""
+    deadline = time.monotonic() + LOOK_SECONDS
+    while time.monotonic() < deadline:
+        rclpy.spin_once(node, timeout_sec=0.05)
+    _require(node.objection())
+
+
+def _require(objection: str | None) -> None:
+    if objection is not None:
+        raise ReplayError(objection)
+
+
 def _set_instruction(node: ReplayNode, instruction: str) -> None:
-    _spin_until(
-        node, node.set_instruction.service_is_ready, WAIT_SECONDS, "no service set_instruction: is the graph running?"
-    )
     future = node.set_instruction.call_async(srv.SetInstruction.Request(instruction=instruction))
     _spin_until(node, future.done, WAIT_SECONDS, "set_instruction did not answer")
     if not future.result().success:
@@ -114,3 +134,4 @@ def _spin_until(node: ReplayNode, condition: Callable[[], bool], timeout: float,
         if time.monotonic() > deadline:
             raise ReplayError(f"{failure} (waited {timeout:g} s)")
         rclpy.spin_once(node, timeout_sec=0.05)
+        _require(node.interruption())

@@ -225,7 +225,8 @@ class Executor:
     def enable(self, now_ns: int) -> str | None:
         """Begins to send commands, the first of which is where the arm is measured to be: enabling moves nothing.
 
-        An arm outside of its limits less the guard's margin is held exactly there, and can only be moved inwards. What
+        An arm that moves is refused: where it is measured it is no more, and to be held there would be a step. One
+        outside of its limits less the guard's margin is held exactly there, and can only be moved inwards. What
         was observed before is not followed: somebody may have moved the arm by hand since.
         Enabling what is enabled changes nothing.
 
@@ -237,6 +238,8 @@ class Executor:
         if self.operator.stopped is not None:
             return f"it was stopped ({self.operator.stopped.value}); see that the arm may move, then reset"
         problem = self.measured.problem(now_ns) or self.measured.far_outside()
+        if problem is None and self.measured.moves(_ns(_REST)):
+            problem = "the arm moves; enable it when it stands still"
         if problem is not None:
             return problem
         self._enabled = True
@@ -267,12 +270,19 @@ class Executor:
         self._enable_pending = False
         self._forget_chunks()
 
-    def reset(self, now_ns: int) -> None:
-        """Ends a stop. The executor is disabled then: that the arm may move again has to be said once more."""
+    def reset(self, now_ns: int) -> str | None:
+        """Ends a stop. The executor is disabled then: that the arm may move again has to be said once more.
+
+        Returns None, or why it is refused: while the arm is brought to rest commands must not end.
+        """
         self._enter(now_ns)
-        if self.operator.stopped is not None:
-            self.operator.reset()
-            self._disable(Reason.DISABLED)
+        if self.operator.stopped is None:
+            return None
+        if self._enabled and not self._awaiting_rest and self._rests_since_ns is None:
+            return "the arm is being brought to rest; reset when it stands still"
+        self.operator.reset()
+        self._disable(Reason.DISABLED)
+        return None
 
     def set_epoch(self, now_ns: int, epoch: int) -> None:
         """Starts an epoch: from this call on no command comes from a chunk of another one.

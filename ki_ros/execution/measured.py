@@ -42,11 +42,13 @@ class Measured:
         self._measured_ns: float = -math.inf
         self._still = np.zeros(NUM_JOINTS)
         self._still_since_ns: float = -math.inf
+        self._moved_ns: float = -math.inf
 
     def forget(self, until_ns: float = -math.inf) -> None:
         """Nothing is known any more, and what was measured until then is ignored where it comes yet."""
         self.positions = None
         self._measured_ns = until_ns
+        self._moved_ns = -math.inf
 
     def receive(self, now_ns: int, age_ns: int, positions: np.ndarray) -> str | None:
         """Takes positions (7,) [rad] in the robot's order. Returns None, or why they are refused.
@@ -69,6 +71,8 @@ class Measured:
         if now_ns - age_ns > self._measured_ns:
             if self.positions is None or np.abs(positions - self._still).max() > _STILL:
                 self._still, self._still_since_ns = positions.copy(), now_ns - age_ns
+                # The first positions are no motion.
+                self._moved_ns = -math.inf if self.positions is None else self._still_since_ns
             self.positions = positions.copy()
             self._measured_ns = now_ns - age_ns
         return None
@@ -82,6 +86,11 @@ class Measured:
     def still(self, duration_ns: int) -> bool:
         """Whether no joint has moved for so long, by the stamps of what is known."""
         return self.positions is not None and self._measured_ns - self._still_since_ns >= duration_ns
+
+    def moves(self, duration_ns: int) -> bool:
+        """Whether some joint has been seen to move within so long before the newest of what is known. Unlike not being
+        `still`, this takes more than one joint state."""
+        return self._measured_ns - self._moved_ns < duration_ns
 
     def problem(self, now_ns: int) -> str | None:
         """Why nothing may be done by the positions now; None where they are good."""

@@ -88,6 +88,14 @@ class Company:
                 found |= here - Counter([me])
         return sorted(full_name(name, space) for space, name in found.elements())
 
+    def leaders(self, topic: str) -> list[str]:
+        """Full names of the nodes that publish what the arm follows, where there are several: one per publisher."""
+        topic = self._node.resolve_topic_name(topic)
+        if self._node.count_publishers(topic) < 2:
+            return []
+        found = self._node.get_publishers_info_by_topic(topic)
+        return sorted(full_name(info.node_name, info.node_namespace) for info in found)
+
     def problem(self) -> str | None:
         """What is wrong on the topic of the arm's commands, and the remedy; None where all is well."""
         found = self._found()

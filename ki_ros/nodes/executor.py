@@ -239,7 +239,8 @@ class ExecutorNode(Node):
             barriers = p.barriers()
         except ValueError as error:
             raise ParameterError(f"node {self.get_name()!r}: {error}") from error
-        if p.source == "teleoperation" and p.speed_scale != 1.0:
+        self._teleoperated = p.source == "teleoperation"
+        if self._teleoperated and p.speed_scale != 1.0:
             raise ParameterError(f"node {self.get_name()!r}: speed_scale is {p.speed_scale:g}; {NO_SPEED}")
         self._executor = SoleExecutor(self.robot, p.options(), barriers=barriers)
         self._executor.operator.speed = p.speed_scale
@@ -293,7 +294,7 @@ class ExecutorNode(Node):
             ),
             self.create_service(SetInstruction, topics.SET_INSTRUCTION, self._on_set_instruction),
         ]
-        if self.parameters.source == "teleoperation":
+        if self._teleoperated:
             topic = self.parameters.teleoperation_topic
             self._inputs.append(self.create_subscription(JointState, topic, self._on_leader, topics.NEWEST_QOS))
         self._operator = OperatorInputs(self, self._executor, self._now, self._poll_joint_state, self._end_commands)
@@ -322,7 +323,12 @@ class ExecutorNode(Node):
 
     def _give_joint_state(self, raw: bytes) -> bool:
         """Whether it is one of the arm's."""
-        state = deserialize_message(raw, JointState)
+        try:
+            state = deserialize_message(raw, JointState)
+        except RuntimeError as error:
+            # As the middleware does with what it delivers itself: what cannot be read has not come.
+            self._say_refused(self._executor.measured.refuse(f"joint state: it cannot be read ({error})"))
+            return False
         index = {name: i for i, name in enumerate(state.name)}
         if not all(name in index for name in self._joint_names):
             self._foreign[", ".join(state.name) or "no names"] += 1
@@ -338,9 +344,12 @@ class ExecutorNode(Node):
             problem = f"joint state: {len(state.position)} positions for {len(state.name)} names"
             self._executor.measured.refuse(problem)
         if problem is not None:
-            self._last_refusal = problem
-            self.get_logger().warning(problem, throttle_duration_sec=1.0)
+            self._say_refused(problem)
         return True
+
+    def _say_refused(self, problem: str) -> None:
+        self._last_refusal = problem
+        self.get_logger().warning(problem, throttle_duration_sec=1.0)
 
     def _on_chunk(self, message: msg.ActionChunk) -> None:
         stamp = stamps.from_message(message.header.stamp)
@@ -385,15 +394,14 @@ class ExecutorNode(Node):
             problem = f"teleoperation: {missing[0]} is missing" if missing else "teleoperation: not a position per name"
         else:
             knuckle = message.position[index[rig.GRIPPER_JOINT]] if rig.GRIPPER_JOINT in index else None
-            closedness = None if knuckle is None else rig.gripper_closedness(knuckle)
+            closedness = None if knuckle is None else _closedness(knuckle)
             positions = np.array([message.position[index[name]] for name in self._joint_names])
             stamp = stamps.from_message(message.header.stamp)
             # Not every leader's driver stamps what it sends.
             age = self._age(stamp) if stamp else 0
             problem = self._executor.receive_command(self._now(), age, positions, closedness)
         if problem is not None:
-            self._last_refusal = problem
-            self.get_logger().warning(problem, throttle_duration_sec=1.0)
+            self._say_refused(problem)
 
     # Services
 
@@ -552,6 +560,10 @@ class ExecutorNode(Node):
                 f"{text}; a chunk comes every {interval / 1e9:.2f} s, which is longer than max_chunk_gap "
                 f"{self.parameters.max_chunk_gap:g} s: the arm stops between chunks"
             )
+        leads = self.parameters.teleoperation_topic if self._teleoperated else topics.ACTION_CHUNK
+        if leaders := self._company.leaders(leads):
+            names = ", ".join(leaders)
+            return WARN, f"{text}; {names} all publish {leads}, and the arm follows each in turn; end all but one"
         if reason in (Reason.STALE_CHUNK, Reason.STALE_JOINT_STATE, Reason.AWAITING_REST, Reason.CHUNK_EXHAUSTED):
             return WARN, text
         return OK, text
@@ -586,6 +598,11 @@ class ExecutorNode(Node):
 
 
 _BROKEN = frozenset({ChunkRefusal.NON_FINITE.value, ChunkRefusal.INVALID.value, ChunkRefusal.FUTURE.value})
+
+
+def _closedness(knuckle: float) -> float:
+    """Of a leader's knuckle angle. One that is infinite is no end of the gripper's range, but as wrong as NaN."""
+    return rig.gripper_closedness(knuckle) if math.isfinite(knuckle) else math.nan
 
 
 def _action_space(name: str) -> rig.ActionSpace:

@@ -77,7 +77,9 @@ class ActionGripper:
         if angle is not None and self._now() < self._pause_until:
             return
         if angle is not None and not self._client.server_is_ready():
-            # A goal that finds no server is lost; it must not count as sent.
+            # A goal that finds no server is lost; it must not count as sent. Nor does one from before: whoever serves
+            # the action next may have begun by moving the gripper.
+            self._on_change.passes(None)
             self._logger.warning(
                 f"the gripper is not commanded: nobody serves the action {self._name} of type {self._action.__name__}; "
                 f"set gripper_action and gripper_controller to what the driver has",

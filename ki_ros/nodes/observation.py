@@ -59,6 +59,11 @@ from ki_ros.rig import CameraRole
 _DEFAULTS = RigStreams()
 
 _START_UP_SECONDS = 2.0
+
+_AHEAD_SECONDS = 0.02
+"""Messages that are stamped by more than this after they arrive come from a clock that is ahead of this machine's: when
+they are sampled they are older than they look, by as much."""
+
 _REPEAT_SECONDS = 5.0
 
 
@@ -389,6 +394,13 @@ class ObservationNode(Node):
             return Report(ERROR, self._refusal.message, values)
         if not new:
             return Report(WARN, "nothing arrived in the last second", values)
+        if (ahead := -values.get("latency_ms_p50", 0.0) / 1e3) > _AHEAD_SECONDS:
+            return Report(
+                WARN,
+                f"its messages are stamped {ahead:.3f} s after they arrive, so that samples are older than they look; "
+                "synchronise the clocks of the two machines (chrony, PTP)",
+                values,
+            )
         return Report(OK, f"{values['rate']:.1f} Hz", values)
 
 

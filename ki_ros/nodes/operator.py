@@ -47,7 +47,8 @@ class OperatorInputs:
             node.create_service(Trigger, topics.RESET, self._on_reset),
             node.create_subscription(Bool, topics.HOLD_TO_RUN, self._on_button, topics.NEWEST_QOS),
         ]
-        node.add_on_set_parameters_callback(self._on_parameters)
+        node.add_on_set_parameters_callback(self._objection)
+        node.add_post_set_parameters_callback(self._on_parameters)
 
     def report(self) -> dict[str, Any]:
         """What the operator has said, for the diagnostics."""
@@ -88,7 +89,9 @@ class OperatorInputs:
         if self._executor.operator.stopped is None:
             response.message = "it is not stopped"
             return response
-        self._executor.reset(self._now())
+        if (problem := self._executor.reset(self._now())) is not None:
+            response.message = f"not reset: {problem}"
+            return response
         self._ended()
         response.success = True
         response.message = f"reset: disabled until {topics.ENABLE} is called"
@@ -98,11 +101,16 @@ class OperatorInputs:
     def _on_button(self, message: Bool) -> None:
         self._executor.operator.confirm(self._now(), message.data)
 
-    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+    def _objection(self, parameters: list[Parameter]) -> SetParametersResult:
+        """Changes nothing: whether all of them will be set is not known yet."""
+        teleoperated = self._executor.options.source == "teleoperation"
+        if teleoperated and any(each.name == SPEED and each.value != 1.0 for each in parameters):
+            return SetParametersResult(successful=False, reason=NO_SPEED)
+        return SetParametersResult(successful=True)
+
+    def _on_parameters(self, parameters: list[Parameter]) -> None:
         for parameter in parameters:
             if parameter.name == SPEED:
-                if self._executor.options.source == "teleoperation" and parameter.value != 1.0:
-                    return SetParametersResult(successful=False, reason=NO_SPEED)
-                self._executor.operator.speed = parameter.value
-                self._node.get_logger().info(f"speed is {100 * parameter.value:g} %")
-        return SetParametersResult(successful=True)
+                # rclpy takes what is out of a range by no more than rounding.
+                self._executor.operator.speed = min(max(parameter.value, 0.0), 1.0)
+                self._node.get_logger().info(f"speed is {100 * self._executor.operator.speed:g} %")

@@ -24,6 +24,7 @@ from ki_ros.chunk import ActionChunk
 from ki_ros.nodes import diagnostics, stamps, topics
 from ki_ros.nodes.agreement import Agreement, within
 from ki_ros.nodes.executor_watch import ExecutorWatch
+from ki_ros.nodes.lifecycle import refuse_absent_transitions
 from ki_ros.nodes.parameters import declare, parameter
 from ki_ros.nodes.run import run
 from ki_ros.nodes.training import Training, TrainingParameters
@@ -74,6 +75,7 @@ class PolicyNode(LifecycleNode):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("policy", **kwargs)
+        refuse_absent_transitions(self)
         self.parameters = declare(self, Parameters)
         self._mailbox = threading.Condition()
         self._newest: bytes | None = None
@@ -84,8 +86,7 @@ class PolicyNode(LifecycleNode):
         self._loaded_in_place = ""
         self._counts: Counter[str] = Counter()
         self._last_error = ""
-        self._errors_reported = 0
-        self._beyond_reported = 0
+        self._reported: Counter[str] = Counter()
         self._description = ""
         self._inference_ms: deque[float] = deque(maxlen=300)
         self._engine_ms: deque[float] = deque(maxlen=300)
@@ -258,6 +259,13 @@ class PolicyNode(LifecycleNode):
     # -- messages
 
     def _on_epoch(self, message: msg.Epoch) -> None:
+        # A recording that is played back brings those of its time.
+        if message.id < self._epoch:
+            self.get_logger().warning(
+                f"epoch {message.id} is older than the present one, {self._epoch}, and ignored; "
+                "make sure that one executor runs; if its machine's clock was set back, start this node again"
+            )
+            return
         with self._mailbox:
             self._epoch = message.id
 
@@ -265,6 +273,7 @@ class PolicyNode(LifecycleNode):
         with self._mailbox:
             if not self._running:
                 return
+            self._counts["observations"] += 1
             if self._newest is not None:
                 self._counts["observations_superseded"] += 1
             self._newest = serialised
@@ -350,8 +359,9 @@ class PolicyNode(LifecycleNode):
     # -- diagnostics
 
     def _report(self) -> diagnostics.Report:
-        counts = dict(self._counts)
-        values = {name: counts.get(name, 0) for name in _COUNTS}
+        counts = Counter({name: self._counts[name] for name in _COUNTS})
+        new, self._reported = counts - self._reported, counts
+        values: dict[str, Any] = dict(counts)
         if self._policy is not None:
             values["policy"] = self._description
         # All that an inference takes; what of it is the engine's; and what the node adds until the chunk is sent.
@@ -362,31 +372,33 @@ class PolicyNode(LifecycleNode):
             values["delay_ms"] = delay * 1e3
         if self._last_error:
             values["last_error"] = self._last_error
-        errors = counts.get("refused", 0) + counts.get("failed", 0)
-        new_errors, self._errors_reported = errors - self._errors_reported, errors
+        return diagnostics.Report(*self._judgement(new), values)
+
+    def _judgement(self, new: Counter[str]) -> tuple[bytes, str]:
+        """Level and sentence, of what has been counted since the last report."""
         if self._thread is None:
-            return diagnostics.Report(diagnostics.WARN, "not active", values)
-        if new_errors:
-            return diagnostics.Report(
-                diagnostics.ERROR, f"{new_errors} observations gave no chunk: {self._last_error}", values
-            )
-        beyond = counts.get("committed_rows_beyond_training", 0)
-        new_beyond, self._beyond_reported = beyond - self._beyond_reported, beyond
-        if new_beyond:
-            return diagnostics.Report(
-                diagnostics.WARN,
-                f"{new_beyond} chunks came {self._agreement.delay:.2f} s after their observation: the arm was "
+            return diagnostics.WARN, "not active"
+        if errors := new["refused"] + new["failed"]:
+            return diagnostics.ERROR, f"{errors} observations gave no chunk: {self._last_error}"
+        if beyond := new["committed_rows_beyond_training"]:
+            return diagnostics.WARN, (
+                f"{beyond} chunks came {self._agreement.delay:.2f} s after their observation: the arm was "
                 f"committed to more rows than the {self._policy.config.committed_rows} that the model was trained to "
-                "go on from (committed_rows), and may jump; use the schedule rtc, or make inference faster",
-                values,
+                "go on from (committed_rows), and may jump; use the schedule rtc, or make inference faster"
             )
         if not self._epoch:
-            return diagnostics.Report(diagnostics.WARN, "waiting for an instruction: call set_instruction", values)
-        return diagnostics.Report(diagnostics.OK, "inferring", values)
+            return diagnostics.WARN, "waiting for an instruction: call set_instruction"
+        if new["chunks"]:
+            return diagnostics.OK, "inferring"
+        if new["other_epoch"] or new["without_instruction"]:
+            return diagnostics.WARN, f"no observation answers the instruction in force, of epoch {self._epoch}"
+        if not new["observations"]:
+            return diagnostics.WARN, "no observation comes; the observation node says why"
+        return diagnostics.OK, "inferring"
 
 
 _COUNTS = (
-    *("chunks", "refused", "failed", "without_instruction", "other_epoch", "other_policy"),
+    *("observations", "chunks", "refused", "failed", "without_instruction", "other_epoch", "other_policy"),
     *("observations_superseded", "loaded_in_place", "agreeing", "committed_rows_beyond_training"),
 )
 

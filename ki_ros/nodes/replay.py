@@ -8,11 +8,13 @@ import time
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.timer import Timer
 from sensor_msgs.msg import Image, JointState
 
 from ki_ros import msg, rig, srv
 from ki_ros.data.droid import Episode
 from ki_ros.nodes import stamps, topics
+from ki_ros.nodes.executor_watch import ExecutorWatch
 from ki_ros.rig import CameraRole
 
 CAMERA_TOPICS = {role: f"/camera/{role.value}/image_raw" for role in CameraRole}
@@ -22,6 +24,9 @@ GRIPPER_TOPIC = "/gripper/joint_states"
 
 class ReplayNode(Node):
     """Replays at the recording's 15 Hz, stamped with the time of publication. All methods belong to one thread.
+
+    Nothing is published before `lead_in`: what is recorded must not come among what is measured of an arm that moves by
+    it, so `objection` is to be asked first, and `interruption` from then on.
 
     Attributes:
         step: the next step to publish; the episode's length when it is over.
@@ -53,12 +58,26 @@ class ReplayNode(Node):
         self.create_subscription(msg.Observation, topics.OBSERVATION, self._on_observation, topics.NEWEST_QOS)
         self.create_subscription(msg.ActionChunk, topics.ACTION_CHUNK, self._on_chunk, topics.NEWEST_QOS)
         self.set_instruction = self.create_client(srv.SetInstruction, topics.SET_INSTRUCTION)
-        self._timer = self.create_timer(1.0 / rig.CONTROL_HZ, self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._executor = ExecutorWatch(self)
+        self._timer: Timer | None = None
 
-    def other_publishers(self) -> list[str]:
-        """Topics of this node that somebody else publishes too: a rig or a simulator that is running."""
+    def objection(self) -> str | None:
+        """Why nothing may be published now, and the remedy: a rig or a simulator that is running, or an executor that
+        is enabled. None where there is neither, as far as discovery has told."""
         publishers = [*self._images.values(), self._joints, self._gripper]
-        return [p.topic_name for p in publishers if self.count_publishers(p.topic_name) > 1]
+        others = [p.topic_name for p in publishers if self.count_publishers(p.topic_name) > 1]
+        if others:
+            return f"somebody else publishes on {', '.join(others)}; stop the rig or the simulator first"
+        return self._executor.objection()
+
+    def interruption(self) -> str | None:
+        """Why no more may be published, and the remedy: an executor that has been enabled meanwhile."""
+        status = self._executor.newest()
+        return None if status is None or status.state == msg.ExecutorStatus.DISABLED else self._executor.objection()
+
+    def lead_in(self) -> None:
+        """From now on the first step is published again and again, until `begin`."""
+        self._timer = self.create_timer(1.0 / rig.CONTROL_HZ, self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     @property
     def observing(self) -> bool:
@@ -76,7 +95,7 @@ class ReplayNode(Node):
         return self.step == len(self._episode)
 
     def begin(self) -> None:
-        """Ends the lead-in, in which the first step is published again and again, and begins with the episode.
+        """Ends the lead-in and begins with the episode.
 
         Steps are published in the middle between two observations: the graph samples at the same rate, and jitter must
         not make it see one step twice and the next one never.

@@ -27,6 +27,9 @@ STARTUP_FAILED = 2
 ENDING_SECONDS = 1.0
 """How long a node may go on after SIGINT or SIGTERM to come to its end; less than what starts nodes waits for."""
 
+FAILED_SECONDS = 0.5
+"""The same after a callback that failed: what else it has broken is not known."""
+
 
 def uses_sim_time(node: Node) -> bool:
     """Whether the node takes its time from /clock."""
@@ -71,10 +74,13 @@ def run(create: Callable[[], N], ended: Callable[[N], bool] | None = None) -> No
     A node with threads of its own stops them in `destroy_node`, and says there what others must know of its end: ROS
     still works then.
 
+    A callback that raises ends the process too, with its traceback and 1.
+
     Args:
         create: the node.
-        ended: asked again and again once a signal has come, whether the node may be destroyed; until then it spins on,
-            `ENDING_SECONDS` at most. None: at once.
+        ended: asked again and again once a signal has come or a callback has raised, whether the node may be destroyed;
+            until then it spins on, `ENDING_SECONDS` or `FAILED_SECONDS` at most, and not beyond a callback that raises
+            then. None: at once.
     """
     die_with_parent()
     try:
@@ -94,11 +100,14 @@ def run(create: Callable[[], N], ended: Callable[[N], bool] | None = None) -> No
         # What is there now stays. Looking through all of it for garbage would stop the node for tens of milliseconds.
         gc.collect()
         gc.freeze()
-        while not signals.came:
-            spinner.spin_once()
-        deadline = time.monotonic() + ENDING_SECONDS
-        while ended is not None and not ended(node) and time.monotonic() < deadline:
-            spinner.spin_once(timeout_sec=max(0.0, deadline - time.monotonic()))
+        try:
+            while not signals.came:
+                spinner.spin_once()
+        except Exception:
+            if rclpy.ok():
+                _finish(node, spinner, ended, FAILED_SECONDS)
+            raise
+        _finish(node, spinner, ended, ENDING_SECONDS)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except Exception as error:
@@ -116,6 +125,12 @@ def run(create: Callable[[], N], ended: Callable[[N], bool] | None = None) -> No
             node.destroy_node()
         rclpy.try_shutdown()
     sys.exit(0)
+
+
+def _finish(node: N, spinner: SingleThreadedExecutor, ended: Callable[[N], bool] | None, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while ended is not None and not ended(node) and time.monotonic() < deadline:
+        spinner.spin_once(timeout_sec=max(0.0, deadline - time.monotonic()))
 
 
 def _nothing(*_: object) -> None:

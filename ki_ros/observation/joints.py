@@ -9,7 +9,11 @@ import numpy as np
 
 from ki_ros.observation.cdr import byte_order, encoded_string, read_joint_state
 from ki_ros.observation.sampler import Reason
-from ki_ros.rig import GRIPPER_JOINT, gripper_closedness
+from ki_ros.rig import GRIPPER_CLOSED_ANGLE, GRIPPER_JOINT, gripper_closedness
+
+MAX_BEYOND = 0.2
+"""How far beyond its range the gripper's knuckle may be measured [rad]: of drivers some go on a little, or start below
+zero. Clipped, an angle in degrees would always mean closed."""
 
 
 class JointError(ValueError):
@@ -111,8 +115,19 @@ def joint_positions(raw: bytes, joints: Sequence[str]) -> np.ndarray:
 
 
 def gripper_state(raw: bytes) -> float:
-    """Closedness [0 open .. 1 closed] of the gripper in a serialised JointState. Raises as `joint_positions`."""
-    return gripper_closedness(float(joint_positions(raw, (GRIPPER_JOINT,))[0]))
+    """Closedness [0 open .. 1 closed] of the gripper in a serialised JointState.
+
+    Raises:
+        CdrError, JointError: as `joint_positions`; and for an angle that no knuckle has, as in another unit.
+    """
+    angle = float(joint_positions(raw, (GRIPPER_JOINT,))[0])
+    if not -MAX_BEYOND <= angle <= GRIPPER_CLOSED_ANGLE + MAX_BEYOND:
+        raise JointError(
+            Reason.OUT_OF_RANGE,
+            f"{GRIPPER_JOINT} is at {angle:g}; it goes from 0 (open) to {GRIPPER_CLOSED_ANGLE:g} rad (closed): "
+            "is the driver's unit another?",
+        )
+    return gripper_closedness(angle)
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:

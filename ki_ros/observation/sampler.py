@@ -41,6 +41,8 @@ class Reason(str, enum.Enum):
     """Joint states arrive with only some of the joints that are needed."""
     NON_FINITE = "non_finite"
     """A joint's position is not a finite number."""
+    OUT_OF_RANGE = "out_of_range"
+    """The gripper's joint is at an angle that it cannot have."""
     UNDECODABLE = "undecodable"
     """The message does not hold what its type, encoding or format says."""
 

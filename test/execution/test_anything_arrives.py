@@ -47,7 +47,7 @@ class AnythingArrives(RuleBasedStateMachine):
         self.last_good_chunk = -(10**18)
         self.last_joint_state = -(10**18)
         self.end_of_pause = -(10**19)
-        self.waiting = False
+        self.waiting = self.moving = False
         self.stream = None
         self.held_for = 0.0
         self.last_tick = None
@@ -165,9 +165,14 @@ class AnythingArrives(RuleBasedStateMachine):
 
     @rule()
     def the_operator_resets(self):
-        stopped = self.executor.operator.stopped is not None
-        self.executor.reset(self.now)
-        assert not (stopped and self.executor.enabled)
+        stopped, enabled = self.executor.operator.stopped is not None, self.executor.enabled
+        if self.executor.reset(self.now) is None:
+            assert not stopped or not self.executor.enabled
+            assert not (stopped and enabled and self.moving), "commands end in motion"
+        else:
+            assert stopped
+            assert self.executor.enabled
+            assert self.executor.operator.stopped is not None
 
     @rule(speed=st.floats(0, 1))
     def the_operator_sets_the_speed(self, speed):
@@ -203,6 +208,7 @@ class AnythingArrives(RuleBasedStateMachine):
         if elapsed > 5 * self.period and self.executor.enabled:
             self.end_of_pause = self.now
         tick = self.executor.tick(self.now)
+        self.moving = tick.velocities is not None and tick.velocities.any()
         SEARCHED["ticks"] += 1
         if elapsed > 5 * self.period:
             # The controller has come to rest meanwhile, and what is sent begins there.

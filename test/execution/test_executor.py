@@ -105,8 +105,12 @@ def test_disabling_stops_the_stream_at_once(bench):
     bench.executor.disable(bench.now)
     for _, tick in bench.run(0.5, policy):
         assert tick.positions is None
-    # Enabled again it waits for a new chunk, at the place where the arm is now.
+    # Enabled again it waits for a new chunk, at the place where the arm is now, once it stands still there.
     bench.q = bench.q + 0.05
+    bench.now += MS
+    bench.joint_state()
+    assert "the arm moves" in bench.executor.enable(bench.now)
+    bench.run(0.05)
     bench.now += MS
     bench.joint_state()
     assert bench.executor.enable(bench.now) is None
@@ -118,6 +122,16 @@ def test_disabling_stops_the_stream_at_once(bench):
     assert bench.chunk(age=0.05) is ChunkRefusal.STALE
     assert not moves(bench.run(0.05))
     assert moves(bench.run(0.5, policy))
+
+
+def test_a_reset_does_not_end_the_brake(bench):
+    assert moves(bench.run(0.5, policy))
+    bench.executor.stop(bench.now)
+    bench.tick()
+    assert "brought to rest" in bench.executor.reset(bench.now)
+    brakes([tick for _, tick in bench.run(0.5, policy)])
+    assert bench.executor.reset(bench.now) is None
+    assert bench.tick().reason is Reason.DISABLED
 
 
 def test_holds_without_an_instruction(make_bench):

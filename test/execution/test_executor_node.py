@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import json
+import math
 import os
 import random
 import time
@@ -15,6 +16,9 @@ rclpy = pytest.importorskip("rclpy")
 pytest.importorskip("ki_ros.msg", reason="the interfaces are not built; run scripts/setup")
 
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from rcl_interfaces.msg import Parameter as ParameterMessage  # noqa: E402
+from rcl_interfaces.msg import ParameterType, ParameterValue  # noqa: E402
+from rcl_interfaces.srv import SetParameters  # noqa: E402
 from rclpy.duration import Duration  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.node import Node  # noqa: E402
@@ -28,7 +32,8 @@ from ki_ros import msg  # noqa: E402
 from ki_ros.nodes import topics  # noqa: E402
 from ki_ros.nodes.executor import ExecutorNode  # noqa: E402
 from ki_ros.nodes.parameters import ParameterError  # noqa: E402
-from ki_ros.rig import PANDA, RESET_JOINT_POSITIONS  # noqa: E402
+from ki_ros.nodes.stamps import from_message  # noqa: E402
+from ki_ros.rig import GRIPPER_JOINT, PANDA, RESET_JOINT_POSITIONS  # noqa: E402
 from ki_ros.srv import SetInstruction  # noqa: E402
 
 pytestmark = pytest.mark.graph
@@ -413,6 +418,16 @@ def set_speed(g: Graph, share: float) -> bool:
     return g.node.set_parameters([Parameter("speed_scale", value=share)])[0].successful
 
 
+def test_a_speed_that_is_out_of_range_by_rounding_does_not_end_the_node(running):
+    g = running
+    client = g.other.create_client(SetParameters, "/executor/set_parameters")
+    for share, speed in ((0.5, "0.5"), (1.0 + 1e-9, "1")):
+        value = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=share)
+        request = SetParameters.Request(parameters=[ParameterMessage(name="speed_scale", value=value)])
+        assert g.call(client, request).results[0].successful
+        g.until(lambda speed=speed: g.diagnostics.get("executor", {}).get("speed_scale") == speed, f"speed {speed}")
+
+
 def test_the_operator_stops_resets_and_sets_the_speed(graph):
     """Stop wins over everything: enabling is refused until it is reset, and resetting alone moves nothing."""
     g = graph(enabled_at_start=True, instruction="push").execute()
@@ -440,6 +455,45 @@ def test_the_operator_stops_resets_and_sets_the_speed(graph):
     assert not set_speed(g, 1.5)
     assert set_speed(g, 0.5)
     g.until(lambda: any(g.commands[-1].velocity), "motion")
+
+
+def test_a_reset_in_motion_is_refused(running):
+    g = running
+    stop, reset = (g.other.create_client(Trigger, name) for name in (topics.STOP, topics.RESET))
+    assert g.call(stop, Trigger.Request()).success
+    answers = []
+
+    def was_reset() -> bool:
+        answers.append(g.call(reset, Trigger.Request()))
+        return answers[-1].success
+
+    g.until(was_reset, "the reset")
+    assert all("brought to rest" in answer.message for answer in answers[:-1])
+    g.until(lambda: g.last == (DISABLED, "disabled"), "disabled")
+    disabled = from_message(next(m for _, m in g.statuses if m.reason == "disabled").header.stamp)
+
+    def paused() -> bool:
+        return disabled - from_message(g.commands[-1].header.stamp) > 0.05e9
+
+    g.until(lambda: not any(g.commands[-1].velocity) or paused(), "a last command at rest")
+    if paused():
+        pytest.skip("this machine is too busy: the executor paused, and sent nothing more until the arm was at rest")
+
+
+def test_an_arm_that_moves_is_not_enabled(graph):
+    g = graph(enabled_at_start=True)
+    g.until(lambda: g.last == (HOLDING, "no_instruction"), "enabled")
+    assert g.enable(False).success
+    start = g.q[6]
+
+    def drift() -> None:
+        g.q[6] += 0.005
+
+    by_hand = g.other.create_timer(0.01, drift)
+    g.until(lambda: g.q[6] > start + 0.05, "motion")
+    assert "the arm moves" in g.enable().message
+    by_hand.cancel()
+    g.until(lambda: g.enable().success, "enabled")
 
 
 def test_the_button_has_to_be_held(graph):
@@ -499,6 +553,33 @@ def test_a_leader_moves_the_arm(graph):
     g.until(lambda: "is missing" in g.diagnostics.get("executor", {}).get("last_refusal", ""), "the refusal")
 
 
+def test_a_joint_state_that_cannot_be_read_is_refused_and_ends_nothing(running):
+    g = running
+    for _ in range(20):
+        g.joint_publisher.publish(b"\0\1\0\0" + bytes(8) + b"\xff" * 8)
+        g.spin(0.02)
+    g.until(lambda: "cannot be read" in g.diagnostics.get("executor", {}).get("last_refusal", ""), "the refusal")
+    g.execute()
+
+
+@pytest.mark.parametrize("angle", [math.nan, math.inf, -math.inf])
+def test_a_leaders_gripper_that_is_not_finite_holds_the_arm_and_the_gripper(graph, angle):
+    g = graph(enabled_at_start=True, source="teleoperation")
+    leader = g.other.create_publisher(JointState, "/teleoperation/joint_command", topics.NEWEST_QOS)
+    knuckle = 0.4
+
+    def lead() -> None:
+        leader.publish(JointState(name=[*PANDA.joint_names, GRIPPER_JOINT], position=[*g.q, knuckle]))
+
+    g.other.create_timer(0.03, lead)
+    g.until(lambda: g.last[0] == EXECUTING and g.gripper, "the gripper that follows")
+    g.gripper.clear()
+    knuckle = angle
+    g.until(lambda: "not finite" in g.diagnostics.get("executor", {}).get("last_refusal", ""), "the refusal")
+    g.until(lambda: g.last == (HOLDING, "waiting_for_command"), "the hold")
+    assert set(g.gripper) == {0.4}
+
+
 def test_another_publisher_of_the_arms_commands_ends_them(graph):
     """The arm is brought to rest, then nothing is sent, and nothing is enabled beside the other."""
     g = graph(enabled_at_start=True, instruction="push").execute()
@@ -517,6 +598,19 @@ def test_another_publisher_of_the_arms_commands_ends_them(graph):
     g.other.destroy_publisher(other)
     g.until(lambda: g.enable().success, "enabled")
     g.execute()
+
+
+def test_two_who_lead_the_arm_are_named(running, context):
+    """A second policy, left over from before: each chunk is a good one, and together they are no motion of either."""
+    g = running
+    g.until(lambda: g.levels.get("executor") == b"\0", "a report")
+    other = Node("left_over", context=context)
+    publisher = other.create_publisher(msg.ActionChunk, topics.ACTION_CHUNK, topics.NEWEST_QOS)
+    named = "/left_over, /other all publish action_chunk"
+    g.until(lambda: named in g.diagnostics["executor"]["message"] and g.levels["executor"] == b"\1", "the report")
+    other.destroy_publisher(publisher)
+    other.destroy_node()
+    g.until(lambda: g.levels["executor"] == b"\0", "a report that all is well")
 
 
 def test_nothing_is_enabled_without_a_controller(graph):

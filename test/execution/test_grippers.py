@@ -198,6 +198,15 @@ def test_a_goal_waits_for_its_server(client, capfd):
     assert len(made.goals) == 1
 
 
+def test_a_server_that_comes_back_is_asked_again(client):
+    send, made = client(gripper_controller="gripper_command")
+    for ready in (True, False, True):
+        made.ready = ready
+        for _ in range(3):
+            send(0.8)
+    assert [goal.command.position for goal in made.goals] == [0.8, 0.8]
+
+
 def test_a_refused_goal_is_sent_again_after_a_pause(client, monkeypatch, capfd):
     send, made = client(gripper_controller="gripper_command")
     made.accepts = False

@@ -15,15 +15,18 @@ import numpy as np
 import pytest
 from processes import Participant
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.task import Future
 from safetensors.torch import save_file
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import JointTrajectory
 from waiting import PATIENCE, wait
 
-from ki_ros import rig, srv
+from ki_ros import msg, rig, srv
 from ki_ros.nodes import topics
+from ki_ros.nodes.executor import ExecutorNode
 
 pytestmark = [pytest.mark.graph, pytest.mark.usefixtures("domain")]
 
@@ -96,6 +99,52 @@ def test_replay_without_images_is_refused(test_data):
     output = finish(process)
     assert process.returncode == 1
     assert "episode_009 has no images" in output
+
+
+class Bystander(Node):
+    """An arm that stands still, and what comes to a graph: instructions, and joint states under the drivers' name."""
+
+    def __init__(self, **options) -> None:
+        super().__init__("bystander", **options)
+        self.epochs: list[str] = []
+        self.joint_states = 0
+        self.holding = False
+        self._publisher = self.create_publisher(JointState, "/arm/joint_states", topics.SENSOR_QOS)
+        self.create_subscription(Float64MultiArray, "/forward_position_controller/commands", lambda _: None, 1)
+        self.create_subscription(msg.Epoch, topics.EPOCH, lambda m: self.epochs.append(m.instruction), 10)
+        self.create_subscription(JointState, "/joint_states", self._on_joint_state, 10)
+        self.create_subscription(msg.ExecutorStatus, topics.EXECUTOR_STATUS, self._on_status, topics.COMMAND_QOS)
+        self.create_timer(0.01, self._publish)
+
+    def _publish(self) -> None:
+        state = JointState(name=list(rig.PANDA.joint_names), position=list(rig.RESET_JOINT_POSITIONS))
+        state.header.stamp = self.get_clock().now().to_msg()
+        self._publisher.publish(state)
+
+    def _on_joint_state(self, _message: JointState) -> None:
+        self.joint_states += 1
+
+    def _on_status(self, message: msg.ExecutorStatus) -> None:
+        self.holding = message.state == msg.ExecutorStatus.HOLDING
+
+
+def test_replay_into_a_graph_that_may_move_an_arm_is_refused(test_data, domain):
+    """Before anything of it is published, the instruction included."""
+    values = {"enabled_at_start": True, "joint_states_topic": "/arm/joint_states"}
+    overrides = [Parameter(name, value=value) for name, value in values.items()]
+    executor = Participant(domain, lambda context: ExecutorNode(context=context, parameter_overrides=overrides))
+    bystander = Participant(domain, Bystander)
+    try:
+        wait(lambda: bystander.node.holding, "an executor that is enabled")
+        process = ki_ros("replay", test_data / "droid_100", "--episode", 0)
+        output = finish(process)
+    finally:
+        executor.destroy()
+        bystander.destroy()
+    assert process.returncode == 1
+    assert "the executor is enabled; disable it first" in output
+    assert bystander.node.epochs == []
+    assert bystander.node.joint_states == 0
 
 
 def wrong_shape(directory: Path) -> Path:

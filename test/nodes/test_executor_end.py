@@ -1,4 +1,4 @@
-"""How the executor's process ends: a controller that goes on at its last velocity is told zero, whatever the signal."""
+"""How the executor's process ends: a controller that goes on at its last velocity is told zero, whatever ends it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.node import Node  # noqa: E402
 from rclpy.qos import QoSProfile  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
-from std_msgs.msg import Float64MultiArray  # noqa: E402
+from std_msgs.msg import Empty, Float64MultiArray  # noqa: E402
 
 from ki_ros import msg  # noqa: E402
 from ki_ros.nodes import stamps, topics  # noqa: E402
@@ -34,10 +35,32 @@ CRUISE = 0.2 * 0.3 * 15
 """Speed that the chunks ask for [rad/s]."""
 
 
-class Arm:
-    """An arm driven by velocities, and a policy that waves one joint, around an executor in a process of its own."""
+NODE = ("-m", "ki_ros.nodes.executor")
+FAILING = """
+from std_msgs.msg import Empty
+from ki_ros.nodes.executor import ExecutorNode
+from ki_ros.nodes.run import run
 
-    def __init__(self) -> None:
+class Failing(ExecutorNode):
+    def __init__(self):
+        super().__init__()
+        self.create_subscription(Empty, "fail", self.fail, 1)
+
+    def fail(self, _):
+        raise LookupError("on purpose")
+
+run(Failing, ended=Failing.come_to_rest)
+"""
+
+
+class Arm:
+    """An arm driven by velocities, and a policy that waves one joint, around an executor in a process of its own.
+
+    Args:
+        program: arguments of the interpreter that make it the executor's process.
+    """
+
+    def __init__(self, program: tuple[str, ...] = NODE) -> None:
         domain = random.SystemRandom().randint(1, 100)
         environment = {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
         os.environ.update(environment)
@@ -52,6 +75,7 @@ class Arm:
         self.stamps: list[float] = []
         self.epoch = self.sequence = 0
         self.states = self.node.create_publisher(JointState, "/joint_states", topics.SENSOR_QOS)
+        self.failures = self.node.create_publisher(Empty, "fail", 1)
         self.chunks = self.node.create_publisher(msg.ActionChunk, topics.ACTION_CHUNK, topics.NEWEST_QOS)
         self.node.create_subscription(Float64MultiArray, VELOCITIES, self._on_velocities, QoSProfile(depth=1000))
         self.node.create_subscription(JointState, topics.JOINT_COMMAND, self._on_command, QoSProfile(depth=1000))
@@ -60,7 +84,7 @@ class Arm:
         self.node.create_timer(1 / 15, self._chunk)
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "ki_ros.nodes.executor", "--ros-args", "-p", "controller:=forward_velocity"),
+                *(sys.executable, *program, "--ros-args", "-p", "controller:=forward_velocity"),
                 *("-p", "enabled_at_start:=true", "-p", "instruction:=wave"),
                 # As long as a busy machine needs: the arm must be in motion when the signal comes.
                 *("-p", "max_joint_state_age:=1.0", "-p", "max_chunk_gap:=2.0", "-p", "chunk_gap_intervals:=0.0"),
@@ -129,30 +153,43 @@ class Arm:
     ids=["SIGINT", "SIGTERM", "SIGINT twice"],
 )
 def test_the_arm_is_braked_and_told_zero_at_the_end(numbers):
+    def end(arm: Arm) -> None:
+        for number in numbers:
+            arm.process.send_signal(number)
+
+    output = ends_braked(NODE, end, status=0)
+    assert "Traceback" not in output
+
+
+def test_the_arm_is_braked_and_told_zero_where_a_callback_fails():
+    output = ends_braked(("-c", FAILING), lambda arm: arm.failures.publish(Empty()), status=1)
+    assert "LookupError: on purpose" in output
+
+
+def ends_braked(program: tuple[str, ...], end: Callable[[Arm], object], *, status: int) -> str:
+    """Ends the executor in motion and sees that the arm is braked; what the process has written."""
     for _ in range(5):
-        steps, pause = end_in_motion(numbers)
+        steps, pause, output = end_in_motion(program, end, status)
         # An executor that did not get to run for five periods starts from rest again, on a machine that is busy.
         if pause < 0.04:
             # Braked rather than stopped dead: a joint's limit allows 0.15 to 0.2 rad/s in a period.
             assert steps.max() < 0.3
-            return
+            return output
     pytest.skip("this machine is too busy to tell how the arm is braked")
 
 
-def end_in_motion(numbers) -> tuple[np.ndarray, float]:
-    """Ends the executor in motion: steps of the joint's velocity after that [rad/s], longest time between commands."""
-    arm = Arm()
+def end_in_motion(program: tuple[str, ...], end: Callable[[Arm], object], status: int) -> tuple[np.ndarray, float, str]:
+    """Steps of the joint's velocity from the end on [rad/s], the longest time between commands, and the output."""
+    arm = Arm(program)
     try:
         arm.until(lambda: arm.fast, "motion")
         before, commands = len(arm.heard), len(arm.stamps)
-        for number in numbers:
-            arm.process.send_signal(number)
+        end(arm)
         arm.until(lambda: arm.process.poll() is not None, "the end of the process")
         output = arm.process.stdout.read()
-        assert arm.process.returncode == 0, output
-        assert "Traceback" not in output
+        assert arm.process.returncode == status, output
         arm.until(lambda: not arm.heard[-1].any(), "zeros at the end")
     finally:
         arm.close()
     steps = np.abs(np.diff([velocity[6] for velocity in arm.heard[before - 1 :]]))
-    return steps, max(np.diff(arm.stamps[max(commands - 5, 0) :]), default=0.0)
+    return steps, max(np.diff(arm.stamps[max(commands - 5, 0) :]), default=0.0), output

@@ -126,6 +126,16 @@ def test_a_missing_joint_is_named(graph):
     graph.expect("observation", ERROR, "panda_joint2 = nan")
 
 
+@pytest.mark.parametrize("angle", [45.0, -3.0])
+def test_a_gripper_at_an_angle_that_it_cannot_have_is_refused(graph, angle):
+    """In degrees it would count as closed, whatever it does."""
+    graph.observe()
+    graph.drivers["gripper"].message = lambda: joint_state({GRIPPER_JOINT: angle})
+    graph.expect("observation", ERROR, f"is at {angle:g}", "0.8 rad", "unit")
+    graph.drivers["gripper"].message = lambda: joint_state({GRIPPER_JOINT: -0.01})
+    graph.observe(lambda o: o.state[7] == 0.0, "an observation of an open gripper")
+
+
 def test_a_foreign_publisher_is_counted_and_never_sampled(graph):
     foreign = graph.add("foreign", "/joint_states", lambda: joint_state(dict.fromkeys(FR3.joint_names, 9.0)))
     graph.observe()
@@ -216,6 +226,15 @@ def test_drivers_without_stamps(make_graph, source):
         graph.observe()
     else:
         graph.expect("observation", ERROR, "header.stamp", "stamp_source")
+
+
+def test_a_camera_whose_clock_is_a_little_ahead(graph):
+    """There are observations, with pictures that are older than their stamps say."""
+    graph.observe()
+    graph.drivers["wrist"].offset_ns = 100_000_000
+    graph.expect("wrist", WARN, "after they arrive", "clocks")
+    graph.expect("observation", OK)
+    graph.expect("exterior_1", OK)
 
 
 def test_a_camera_whose_clock_is_ahead(graph):
