@@ -16,11 +16,14 @@ import numpy as np
 
 from ki_ros.data.cache import Cache, CachedEpisode, CacheError
 from ki_ros.data.cache.episode import OUTCOMES
-from ki_ros.rig import NUM_JOINTS, POLICY_VIEWS, VELOCITY_TO_DELTA, ActionSpace, CameraRole
+from ki_ros.rig import CONTROL_HZ, NUM_JOINTS, POLICY_VIEWS, VELOCITY_TO_DELTA, ActionSpace, CameraRole
 from ki_ros.sample import Sample, sample_index
 
 KEPT_IDLE_STEPS = 8
 """Of each run of idle steps, so many are trained on: enough to learn to stop, too few to learn to wait."""
+
+_RATE_TOLERANCE = 0.1
+"""Share by which the rate of steps may differ from `CONTROL_HZ`: clocks and drivers are a little off."""
 
 
 class BagChunks:
@@ -74,8 +77,9 @@ class BagChunks:
         Raises:
             ValueError: a horizon below 1; an unknown action space, view, outcome or `missing_views`, or one twice; an
                 episode that the cache does not have.
-            CacheError: no episode is left; an episode without an instruction, of another rate than the others, or,
-                where missing views are refused, without pictures of one of `views`.
+            CacheError: no episode is left; an episode without an instruction, of another rate than policies act at
+                (`CONTROL_HZ`; what its steps' stamps say counts too), or, where missing views are refused, without
+                pictures of one of `views`.
         """
         if horizon < 1:
             raise ValueError(f"horizon is {horizon}; give at least 1 step")
@@ -201,10 +205,14 @@ class BagChunks:
                 f"{len(silent)} of {len(chosen)} episodes have no instruction, the first is {silent[0].id!r} of "
                 f"{silent[0].bag}; record them with one, or take these bags out of the directory"
             )
-        if other := [episode for episode in chosen if episode.rate != chosen[0].rate]:
+        # Rows of a chunk are executed so far apart: learnt at another rate they would be faster or slower than shown.
+        rates = [(episode, _rate(self.cache, episode)) for episode in chosen]
+        if other := [each for each in rates if abs(each[1] / CONTROL_HZ - 1) > _RATE_TOLERANCE]:
+            episode, rate = other[0]
             raise CacheError(
-                f"episode {other[0].id!r} of {other[0].bag} has a rate of {other[0].rate:g} Hz, others have "
-                f"{chosen[0].rate:g} Hz; a step must last as long in all of them"
+                f"{len(other)} of {len(chosen)} episodes do not have the {CONTROL_HZ:g} steps a second that policies "
+                f"act in, the first is {episode.id!r} of {episode.bag} with {rate:.1f}; observe at "
+                f"{CONTROL_HZ:g} Hz, or take these out of the directory"
             )
         if missing_views == "mask":
             return
@@ -295,6 +303,14 @@ def _parse_views(views: Sequence[CameraRole]) -> tuple[CameraRole, ...]:
     if len(set(parsed)) < len(parsed):
         raise ValueError(f"views has {', '.join(view.value for view in parsed)}; give each once")
     return parsed
+
+
+def _rate(cache: Cache, episode: CachedEpisode) -> float:
+    """Steps a second: as the episode says, unless the usual time between two steps says something else."""
+    stamps = cache.stamps[episode.first : episode.first + episode.length]
+    between = np.diff(stamps)[np.diff(_segments(cache, episode)) == 0]
+    measured = 1e9 / max(float(np.median(between)), 1.0) if len(between) else episode.rate
+    return max(episode.rate, measured, key=lambda rate: abs(rate / CONTROL_HZ - 1))
 
 
 def _segments(cache: Cache, episode: CachedEpisode) -> np.ndarray:

@@ -280,7 +280,7 @@ def test_what_makes_no_sense_is_refused(cache, changes, message):
     ("changes", "message"),
     [
         ({"instruction": " "}, "1 of 2 episodes have no instruction, the first is 'odd' of made"),
-        ({"rate": 30.0}, "'odd' of made has a rate of 30 Hz, others have 15 Hz"),
+        ({"rate": 30.0}, "1 of 2 episodes do not have the 15 steps a second .* is 'odd' of made with 30.0"),
         (
             {"roles": (WRIST,)},
             r"1 of 2 episodes lack a view, the first is 'odd' of made without exterior_1 \(it has wrist\)",
@@ -292,6 +292,25 @@ def test_an_episode_that_does_not_fit_is_named(tmp_path, changes, message):
     with pytest.raises(CacheError, match=message):
         BagChunks(cache, action_space=VELOCITY)
     assert len(BagChunks(cache, action_space=VELOCITY, episodes=[0])) == 5
+
+
+@pytest.mark.parametrize("rate", [5.0, 10.0, 30.0])
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("space", [VELOCITY, POSITION])
+def test_episodes_that_a_policy_would_go_through_at_another_speed_are_refused(tmp_path, rate, labelled, space):
+    """Also where all are alike, and where only their stamps tell: rows are executed a fifteenth of a second apart."""
+    changes = {"stamps_ns": 10**18 + np.arange(5, dtype=np.int64) * round(1e9 / rate)}
+    changes |= {"rate": rate} if labelled else {}
+    cache = cached(tmp_path, *(made(f"run {number}", 5, number, **changes) for number in range(3)))
+    with pytest.raises(CacheError, match=f"3 of 3 episodes do not have the 15 .* 'run 0' of made with {rate:.1f}"):
+        BagChunks(cache, action_space=space)
+
+
+def test_a_gap_is_no_other_rate(tmp_path):
+    """Nor is a clock that runs a little fast, nor an episode of one step."""
+    stamps = 10**18 + np.array([0, 1, 60, 61, 120, 121], dtype=np.int64) * 66_000_000
+    gaps = made("gaps", 6, 1, stamps_ns=stamps, segment=np.repeat([0, 1, 2], 2))
+    assert len(BagChunks(cached(tmp_path, gaps, made("short", 1, 2)), action_space=VELOCITY)) == 7
 
 
 def test_missing_views_are_left_out_on_request(tmp_path):
