@@ -66,8 +66,8 @@ def open_sources(config: TrainConfig, model: KIConfig) -> Sources:
     """The data of a run.
 
     Raises:
-        ValueError: an episode that is missing or incomplete; ranges that overlap; an action space that is not the
-            model's, of the data or of the checkpoint that the statistics are to be taken from.
+        ValueError: an episode that is missing or incomplete; ranges that overlap; both exterior cameras; an action
+            space that is not the model's, of the data or of the checkpoint that the statistics are to be taken from.
     """
     data = config.data
     _require_own_statistics(config, model)
@@ -99,6 +99,7 @@ def open_sources(config: TrainConfig, model: KIConfig) -> Sources:
             for count, seed in ((data.train, data.seed), (data.held_out, data.seed + 1))
         )
         sources = Sources(first, other, Counterfactuals(other), views, True)
+    _base_view(sources.views)
     if config.overfit is not None:
         few = Subset(sources.train, config.overfit)
         sources = replace(sources, train=few, held_out=few, others=None)
@@ -182,7 +183,8 @@ def make_encoder(
 ) -> SampleEncoder:
     """The encoder of a run's samples: with augmentation and `flow_samples` in training, without and one otherwise."""
     stats = NormStats.load(assets / NORM_STATS_FILE)
-    inputs = PolicyInputs(model, stats, PromptTokenizer(assets / TOKENIZER_FILE, model.max_token_len))
+    prompts = PromptTokenizer(assets / TOKENIZER_FILE, model.max_token_len)
+    inputs = PolicyInputs(model, stats, prompts, base_view=_base_view(sources.views))
     tokenizer = FASTTokenizer.from_directory(assets / FAST_DIRECTORY)
     vocabulary = fast_vocabulary(model, tokenizer)
     if vocabulary.lowest_id < inputs.tokenizer.vocab_size and vocabulary.backbone_vocab_size < 256_000:
@@ -202,6 +204,17 @@ def make_encoder(
         flow_samples=config.flow_samples if training else 1,
         augment=config.augment if training else None,
     )
+
+
+def _base_view(views: Sequence[CameraRole]) -> CameraRole:
+    """The exterior camera among those to train with: the model has a slot for one, and would never see another."""
+    exteriors = [view for view in views if view is not CameraRole.WRIST]
+    if len(exteriors) > 1:
+        raise TrainConfigError(
+            f"data.views has {' and '.join(view.value for view in exteriors)}, but the model sees one exterior camera; "
+            "name that one"
+        )
+    return exteriors[0] if exteriors else CameraRole.EXTERIOR_1
 
 
 def _write_norm_stats(config: TrainConfig, sources: Sources, file: Path) -> None:

@@ -66,7 +66,7 @@ class DroidData:
     Attributes:
         directory: of the episodes.
         train, held_out: episode numbers, as ranges with both ends included: "0-39", "0-3,7".
-        views: cameras to train with; none for training on states alone.
+        views: cameras to train with, one exterior one at most; none for training on states alone.
         missing_views: whether an episode without images is refused, or trained on without them.
         action_space: what actions are derived in; the model's must be the same.
     """
@@ -117,7 +117,7 @@ class CachedData:
             on with. Right for demonstrations that end at rest; otherwise actions past the end do not count, and a
             chunk that reaches there has no FAST tokens. The same where the end is not known: nobody ended the episode
             as a success or a failure, or it was not observed until then.
-        views: cameras to train with; none for training on states alone.
+        views: cameras to train with, one exterior one at most; none for training on states alone.
         missing_views: whether an episode without one of the views is refused, or trained on without it.
         action_space: what actions are derived in; the model's must be the same.
         instruction: of episodes that were recorded without one; empty to refuse them.
