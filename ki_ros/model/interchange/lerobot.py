@@ -28,6 +28,9 @@ PREFIX = "model."
 
 TYPE = "pi05"
 _VIEWS = 2
+_MAX_STATE_DIM = 32
+"""Of a configuration that does not say."""
+
 # Fields whose other values are another model, which would load without complaint and act wrongly.
 _REQUIRED = {
     "use_relative_actions": False,
@@ -91,6 +94,13 @@ def read(directory: Path, *, with_norm_stats: bool, sidecar: Sidecar | None) -> 
     if views != expected_views[: len(views)]:
         pairs = [f"{view} as {slot}" for view, slot in zip(views, POLICY_SLOTS, strict=False)]
         foreign.assumed.append(f"cameras in the order of input_features: {', '.join(pairs)}")
+    width = integer(file, values, "max_state_dim") or _MAX_STATE_DIM
+    if sidecar is None and width > STATE_DIM:
+        foreign.assumed.append(
+            f"prompts of the {STATE_DIM} state values alone, as openpi trains; LeRobot pads states to max_state_dim "
+            f"{width} and writes all of them, so for a policy that it trained this is another prompt: train it there "
+            f"with max_state_dim {STATE_DIM}"
+        )
     found = processors.read(directory, foreign, with_statistics=with_norm_stats)
     if found is not None:
         statistics, origin = found

@@ -114,6 +114,22 @@ def test_public_checkpoint_is_imported(config, tmp_path) -> None:
     assert "policy_" not in " ".join(name for name in report.not_carried if ":" not in name)
 
 
+@pytest.mark.parametrize(("stated", "padded"), [(32, 32), (None, 32), (14, 14), (8, None)])
+def test_states_that_lerobot_pads_in_prompts_are_told_of(config, tmp_path, stated, padded) -> None:
+    """LeRobot trains with prompts of `max_state_dim` values, and this package reads prompts of eight."""
+    theirs = write_lerobot(tmp_path / "theirs", config)
+    edit_json(theirs / "config.json", max_state_dim=stated)
+    report = import_checkpoint(theirs, tmp_path / "back", preset=PRESET, tokenizer=TOKENIZER)
+    told = [entry for entry in report.assumed if "prompts of the 8 state values alone" in entry]
+    assert len(told) == (padded is not None)
+    assert all(f"max_state_dim {padded} " in entry for entry in told)
+
+
+def test_prompts_of_an_own_export_are_no_assumption(config, tmp_path) -> None:
+    export_checkpoint(write_own(tmp_path / "own", config), tmp_path / "theirs", layout="lerobot")
+    assert not import_checkpoint(tmp_path / "theirs", tmp_path / "back").assumed
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
