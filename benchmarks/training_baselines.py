@@ -264,7 +264,7 @@ def _velocity(model: KIModel, suffix: Tensor) -> Tensor:
 
 def _flow_loss(model: KIModel, batch: Batch, draw: int, velocity: Tensor) -> Tensor:
     target = flow_target(batch.actions, batch.noise[:, draw])
-    dims = min(model.config.action_dim, STATE_DIM)
+    dims = model.config.learnt_dims
     return divide(velocity_loss(velocity[:, None], target[:, None], batch.action_mask, dims), len(velocity))
 
 

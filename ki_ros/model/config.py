@@ -105,6 +105,8 @@ class KIConfig:
         fast_skip_tokens: ids at the top of the vocabulary that no FAST token takes. PaliGemma has 1024 `<loc>` and 128
             `<seg>` tokens there; openpi's own skips only the latter, which puts FAST on top of `<loc>`.
         committed_rows: up to how many given actions the expert is trained to go on from (arXiv 2512.05964); 0 for none.
+        padding_loss: whether the flow loss counts the padding of an action too, as openpi's does. Sampling integrates
+            the padding from noise, and where it is not learnt the expert sees other padding than in training.
     """
 
     vision: VisionConfig
@@ -118,6 +120,12 @@ class KIConfig:
     knowledge_insulation_lambda: float = 0.5
     fast_skip_tokens: int = 1152
     committed_rows: int = 0
+    padding_loss: bool = False
+
+    @property
+    def learnt_dims(self) -> int:
+        """How many leading values of an action carry the flow loss."""
+        return self.action_dim if self.padding_loss else min(self.action_dim, STATE_DIM)
 
     def __post_init__(self) -> None:
         _require_positive(self, "", but=("committed_rows",))

@@ -252,7 +252,7 @@ class KIModel(nn.Module):
         )
         velocity = self._project(suffix_out).unflatten(1, (flow_samples, -1))
         learnt = action_mask if time.dim() == 2 else action_mask[:, None] & (time > 0)
-        flow = velocity_loss(velocity, flow_target(clean, noise), learnt, min(self.config.action_dim, STATE_DIM))
+        flow = velocity_loss(velocity, flow_target(clean, noise), learnt, self.config.learnt_dims)
         fast = self._token_loss(backbone_out, fast_tokens, fast_mask)
         if counts is None:
             language = 0 if vision_language is None else int(vision_language.answer_mask.any(1).sum())

@@ -287,6 +287,14 @@ def test_padding_carries_no_loss(small_config: KIConfig, observation: Observatio
     assert torch.count_nonzero(rows[8:]) == 0
 
 
+def test_padding_is_learnt_where_the_model_says_so(small_config: KIConfig, observation: Observation) -> None:
+    wide = make_model(dataclasses.replace(small_config, action_dim=11, padding_loss=True))
+    actions = torch.nn.functional.pad(torch.rand(2, 5, 8), (0, 3))
+    found = wide.compute_loss(observation, actions)
+    rows = gradients(wide, found.flow_loss)["action_out_proj.weight"]
+    assert torch.count_nonzero(rows) == rows.numel()
+
+
 def test_masked_steps_do_not_weigh(model: KIModel, observation: Observation) -> None:
     """The loss of a row is the mean over its own steps, and each row weighs the same."""
     action_mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])

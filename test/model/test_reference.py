@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
-from ki_ros.model.reference import compare, main
+from ki_ros.model.checkpoint import load_checkpoint
+from ki_ros.model.config import KIConfig
+from ki_ros.model.reference import compare, main, recorded_observation
 
 
 @pytest.fixture(params=["A", "B"])
@@ -21,6 +25,21 @@ def test_matches_the_public_implementation(reference: Path) -> None:
     assert loss <= 1e-5 + 1e-5 * load_file(reference / "vectors.safetensors")["flow_loss"].max()
     assert {"v_t_cache", "v_t_joint", "sampled_actions", "sampled_actions_1steps", "time_emb"} <= set(differences)
     assert {name: value for name, value in differences.items() if value > 1e-5} == {}
+
+
+def test_the_flow_loss_to_minimise_is_the_mean_of_the_recorded_one(reference: Path) -> None:
+    """Where its padding is learnt: over all dimensions of an action. Set B has 32, as public checkpoints have."""
+    config = dataclasses.replace(KIConfig.from_json(reference / "config.json"), padding_loss=True)
+    model = load_checkpoint(reference / "weights.safetensors", config)
+    record = load_file(reference / "vectors.safetensors")
+    batch = len(record["actions"])
+    observation = dataclasses.replace(
+        recorded_observation(record),
+        fast_action_tokens=torch.zeros(batch, 1, dtype=torch.int64),
+        fast_action_mask=torch.zeros(batch, 1, dtype=torch.bool),
+    )
+    found = model.compute_loss(observation, record["actions"], noise=record["noise"], time=record["time"]).flow_loss
+    assert found.item() == pytest.approx(record["flow_loss"].mean().item(), rel=1e-5)
 
 
 def test_command_reports(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
