@@ -244,6 +244,21 @@ def test_checkpoint_names_its_action_space(tmp_path: Path) -> None:
         fresh(directory, action_space="joint_velocity")
 
 
+@pytest.mark.parametrize("name", ["action_horizon", "chunk_size"])
+def test_public_checkpoint_has_the_horizon_that_it_was_trained_with(tmp_path: Path, name: str) -> None:
+    """As its `config.json` says, whatever the preset has: among more rows the first would be others."""
+    own = fresh(write_checkpoint(tmp_path / "own", action_horizon=9))
+    directory = write_checkpoint(tmp_path / "public", action_horizon=9)
+    (directory / "config.json").write_text(json.dumps({name: 9, "precision": "float32"}))
+    policy = fresh(directory, preset="ki_tiny")
+    assert policy.horizon == 9
+    given = random_views(), STATE, "stop"
+    np.testing.assert_array_equal(policy.infer(*given), own.infer(*given))
+    (directory / "config.json").write_text(json.dumps({name: 0}))
+    with pytest.raises(CheckpointError, match=f"{name} is 0; give a positive integer"):
+        fresh(directory, preset="ki_tiny")
+
+
 def test_public_checkpoint_acts_in_its_first_eight_dimensions(tmp_path: Path) -> None:
     """A public checkpoint has no configuration of ours, 32 action dimensions, and its statistics under assets/."""
     directory = write_checkpoint(tmp_path, action_dim=32)

@@ -129,16 +129,29 @@ def write_checkpoint(tensors: Mapping[str, Tensor], config: KIConfig, directory:
 def resolve_config(path: str | Path, fallback: KIConfig | None) -> tuple[KIConfig, bool]:
     """The configuration of a checkpoint, and whether it is its own.
 
-    Public checkpoints do not say what they are: `fallback` says it for them, but for the padding of their actions.
+    Public checkpoints do not say what they are: `fallback` says it for them, but for the padding of their actions and,
+    where their `config.json` has it, the horizon. The expert's rows see each other, so those of a chunk of another
+    length than the weights were trained with are others.
 
     Raises:
-        CheckpointError: as `read_config`; no fallback where one is needed.
+        CheckpointError: as `read_config`; no fallback where one is needed; a horizon that is no positive integer.
     """
     path = Path(path)
     beside = checkpoint_directory(path) / CONFIG_FILE
     if fallback is None or _is_ours(beside):
         return read_config(path), True
-    return replace(fallback, action_dim=stored_action_dim(path)), False
+    horizon = _stated_horizon(beside) or fallback.action_horizon
+    return replace(fallback, action_dim=stored_action_dim(path), action_horizon=horizon), False
+
+
+def _stated_horizon(file: Path) -> int | None:
+    """The horizon in another program's `config.json`: openpi's `action_horizon`, LeRobot's `chunk_size`."""
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    name = next((name for name in ("action_horizon", "chunk_size") if isinstance(values, dict) and name in values), "")
+    horizon = values[name] if name else None
+    if name and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1):
+        raise CheckpointError(f"{file}: {name} is {horizon!r}; give a positive integer")
+    return horizon
 
 
 def _is_ours(file: Path) -> bool:
