@@ -142,8 +142,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "SUBNET" if options.policy_by else "LOCALHOST"
-    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(REPOSITORY / "config" / "fastdds.xml"))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(REPOSITORY / "config" / "fastdds.xml")
+    # Drivers of cameras keep the profile of one machine: their images stay there.
+    profile = REPOSITORY / "config" / ("fastdds_network.xml" if options.policy_by else "fastdds.xml")
+    graph = {"FASTRTPS_DEFAULT_PROFILES_FILE": str(profile)}
     policy = {
         "checkpoint": str(Path(options.checkpoint).resolve()),
         "engine": options.engine,
@@ -157,12 +160,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     observed |= {"joint_states_topic": "/joint_states", "gripper_topic": "/gripper/joint_states"}
     python = sys.executable
     commands = [
-        [python, str(Path(__file__).resolve()), "--role", "rig", "--camera-hz", str(options.camera_hz)],
-        [python, "-m", "ki_ros.nodes.observation", *_parameters(observed)],
-        [*shlex.split(options.policy_by), python, "-m", "ki_ros.nodes.policy", *_parameters(policy)],
+        ([python, str(Path(__file__).resolve()), "--role", "rig", "--camera-hz", str(options.camera_hz)], {}),
+        ([python, "-m", "ki_ros.nodes.observation", *_parameters(observed)], graph),
+        ([*shlex.split(options.policy_by), python, "-m", "ki_ros.nodes.policy", *_parameters(policy)], graph),
     ]
     listener = Listener()
-    processes = [subprocess.Popen(command, env=environment, cwd=REPOSITORY) for command in commands]
+    processes = [subprocess.Popen(command, env=os.environ | own, cwd=REPOSITORY) for command, own in commands]
     try:
         deadline = time.monotonic() + START_SECONDS
         while len(listener.chunks) < SETTLE_CHUNKS:

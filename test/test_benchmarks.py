@@ -25,7 +25,12 @@ SMALL_GRAPHS = {
     "ros_overhead": ["--rounds", "1", "--seconds", "1"],
     "end_to_end": ["--seconds", "1"],
 }
-PARTS = {"arguments": "all of them", "openpi_like": "inference", "training_baselines": "training"}
+PARTS = {
+    "arguments": "all of them",
+    "openpi_like": "inference",
+    "processes": "executor, ros_overhead",
+    "training_baselines": "training",
+}
 """Modules that are no programs, and whose tests are those of the programs that use them."""
 
 LEFT_OUT = {
