@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ki_ros.execution.guard import Guard, Guarded
 
-AHEAD = 0.75
-"""Share of a period by which the controller is told what follows a command before it is there: time for a late tick,
-the tick's work, and the message's way."""
+_LEAST = 0.003, 0.2
+"""The least of that which must be left when a tick comes, the greater of seconds and a share of a period: time for the
+tick's work and the message's way. A period more is the most."""
 
-_LEAST = 0.2
-"""The least of that which must be left when a tick comes. A period more is the most."""
+_LATE = 0.55
+"""Share of a period by which a tick may come late besides."""
 
-_LATEST = -0.25
-"""What must be left when the command is sent: below 0 the controller has begun to brake, but hardly in so short a
-time."""
+_START = 0.1
+"""How long the controller has to lead the arm to where it stands [s], before motion may begin: what it holds may be a
+little beside where the arm is measured."""
+
+_PASSED = 2
+"""How many waypoints that the arm has passed the controller is told too. The last one would do for a controller whose
+clock is not behind."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,22 @@ class Waypoint:
     """Where the arm is led.
 
     Attributes:
-        time: when, from now [s].
+        time: when, from now [s]; below 0 where it was led.
         positions, velocities: (7,) float64 [rad, rad/s].
     """
 
     time: float
     positions: np.ndarray
     velocities: np.ndarray
+
+
+def ahead(period: float) -> float:
+    """How long before the arm is at a command the controller is told what follows, for commands a period apart [s]."""
+    return _least(period) + _LATE * period
+
+
+def _least(period: float) -> float:
+    return max(_LEAST[0], _LEAST[1] * period)
 
 
 class Beat:
@@ -44,7 +58,10 @@ class Beat:
     next command would lie behind the arm. When one comes too early, nothing is decided.
 
     All in whole periods, at whose ends the pieces of the guard's spline meet. So if the controller is told of all of
-    these that are still ahead, it goes along the same cubics.
+    these that are still ahead, it goes along the same cubics. It is told of the last ones behind as well: the piece
+    that the arm is in is then known from its beginning, and the controller finds its place there by the time alone.
+    joint_trajectory_controller finds it in no other way: where a trajectory begins ahead of it, it takes the state that
+    it commanded last for a cycle older than it is (from version 4.16 on), and goes two cycles' way in one.
 
     Args:
         guard: that the commands come from.
@@ -58,8 +75,8 @@ class Beat:
         """The arm stands."""
         # When the last of the waypoints is passed, from the last tick [s]; these themselves, and both before that tick.
         self._end: float | None = None
-        self._ahead: tuple[Waypoint, ...] = ()
-        self._before = self._end, self._ahead
+        self._way: tuple[Waypoint, ...] = ()
+        self._before = self._end, self._way
         self._begin = 0.0
 
     def turn(self, dt: float) -> float:
@@ -67,20 +84,22 @@ class Beat:
 
         Returns for how long the tick is to lead it [s]: a period, or not at all.
         """
-        h = self._h
-        self._end = AHEAD * h if self._end is None else self._end - dt
-        self._ahead = tuple(replace(each, time=each.time - dt) for each in self._ahead if each.time > dt)
-        self._before = self._end, self._ahead
-        for _ in range(math.ceil(_LEAST - self._end / h)):
+        h, least = self._h, _least(self._h)
+        starts = self._end is None
+        self._end = ahead(h) + h * max(math.ceil((_START - ahead(h)) / h) - 1, 0) if starts else self._end - dt
+        self._way = _later(self._way, dt)
+        self._before = self._end, self._way
+        # A motion begins at a waypoint that the controller has been led to before.
+        for _ in range(1 if starts else math.ceil((least - self._end) / h)):
             self.led(h, self._guard.stop(h))
         self._begin = self._end
-        return h if self._end < (1 + _LEAST) * h else 0.0
+        return h if self._end < least + h else 0.0
 
     def led(self, step: float, guarded: Guarded) -> None:
         """The guard has been led there, for so long [s]."""
         self._end += step
         if step > 0:
-            self._ahead = *self._ahead, Waypoint(self._end, guarded.positions, guarded.velocities)
+            self._way = *self._way, Waypoint(self._end, guarded.positions, guarded.velocities)
 
     @property
     def decided(self) -> bool:
@@ -93,18 +112,21 @@ class Beat:
         return self._end
 
     def waypoints(self, late: float) -> tuple[Waypoint, ...] | None:
-        """What of the motion up to the command is ahead, so many seconds after the last tick, the command last.
+        """The motion up to the command, so many seconds after the last tick: the last waypoints behind, all ahead.
 
-        None where the command comes too late.
+        None where the command comes too late: the controller has begun to brake.
         """
-        if self._begin - late < _LATEST * self._h:
+        if self._begin < late:
             return None
-        last = self._ahead[-1]
-        return (
-            *(replace(each, time=each.time - late) for each in self._ahead[:-1] if each.time > late),
-            replace(last, time=last.time - late),
-        )
+        *before, command = self._way
+        return *_later(before, late), replace(command, time=command.time - late)
 
     def not_sent(self) -> None:
         """The command of the last tick is not sent: the controller is still about the one before."""
-        self._end, self._ahead = self._before
+        self._end, self._way = self._before
+
+
+def _later(way: Sequence[Waypoint], seconds: float) -> tuple[Waypoint, ...]:
+    """The way so many seconds later, without those waypoints that were passed long ago."""
+    passed = sum(each.time <= seconds for each in way)
+    return tuple(replace(each, time=each.time - seconds) for each in way[max(passed - _PASSED, 0) :])

@@ -200,6 +200,7 @@ class Executor:
         self._blind_ns: int | None = None
         self._rests_since_ns: int | None = None
         self._awaiting_rest = False
+        self._led_until_ns: int | None = None
         self._from_rest: tuple[ActionChunk, int] | None = None
         self._shifted = (0, 0)
         self._sent = np.zeros(NUM_JOINTS)
@@ -228,7 +229,8 @@ class Executor:
         An arm that moves is refused: where it is measured it is no more, and to be held there would be a step. One
         outside of its limits less the guard's margin is held exactly there, and can only be moved inwards. What
         was observed before is not followed: somebody may have moved the arm by hand since.
-        Enabling what is enabled changes nothing.
+        An arm that a controller still brings to rest, by what it was sent before, is not held in the midst of that:
+        enabling is refused until then. Enabling what is enabled changes nothing.
 
         Returns None, or why it is refused; nothing has changed then.
         """
@@ -242,6 +244,9 @@ class Executor:
             problem = "the arm moves; enable it when it stands still"
         if problem is not None:
             return problem
+        if self._led_until_ns is not None and now_ns < self._led_until_ns:
+            left = (self._led_until_ns - now_ns) / NANOSECONDS
+            return f"the controller still brings the arm to rest; enable it in {left:.2f} s"
         self._enabled = True
         self._enable_pending = False
         self._rests_since_ns, self._blind_ns = now_ns, now_ns - 1
@@ -471,7 +476,9 @@ class Executor:
         command beside it would be a step. Nothing from before is followed, so that the first command is there, nor what
         was observed before."""
         rest, measured = self.guard.to_rest()[1][-1], self.measured.positions
-        if np.linalg.norm(measured - rest) < np.linalg.norm(measured - self._sent):
+        nearer = np.linalg.norm(measured - rest) < np.linalg.norm(measured - self._sent)
+        # One that was sent the way to rest goes to its end, however near to the last command that is.
+        if self._beat is not None or nearer:
             self._sent = rest
         self._begin_at(self._sent)
         self._awaiting_rest = False
@@ -584,6 +591,7 @@ class Executor:
             self._blind_ns = None
             self._rests_since_ns = None
             self._tick_ns = None
+            self._led_until_ns = None
             self._forget_chunks()
             self.watchdog.forget_time()
         self._now_ns = now_ns
@@ -600,11 +608,24 @@ class Executor:
         self._fault = reason
 
     def _disable(self, reason: Reason) -> None:
+        if self._enabled:
+            self._led_until_ns = self._led_on()
         self._enabled = False
         self._enable_pending = False
         self._awaiting_rest = False
         self._disabled_because = reason
         self._forget_chunks()
+
+    def _led_on(self) -> int | None:
+        """Until when a controller that looks ahead leads the arm, and the arm comes after it, if nothing more is sent
+        [ns]. None for an arm that rests."""
+        if self._beat is None or self._tick_ns is None:
+            return None
+        times, _, velocities = self.guard.to_rest()
+        moving = times[velocities.any(axis=1)]
+        if not len(moving):
+            return None
+        return self._tick_ns + _ns(self._beat.end + float(moving[-1]) + self.guard.period + _REST)
 
     def _chunk_refusal(self, now_ns: int, age_ns: int, chunk: ActionChunk) -> ChunkRefusal | None:
         if chunk.epoch != self._epoch or chunk.epoch == 0:

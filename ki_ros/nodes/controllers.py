@@ -19,7 +19,7 @@ from ki_ros.execution import executor as execution
 from ki_ros.execution.adapter import TrajectoryAdapter
 from ki_ros.execution.beat import Waypoint
 from ki_ros.execution.velocity import VelocityAdapter
-from ki_ros.nodes import topics
+from ki_ros.nodes import stamps, topics
 from ki_ros.nodes.arrays import doubles
 from ki_ros.nodes.grippers import GRIPPERS
 
@@ -41,8 +41,9 @@ class Arm:
         self.topic = topic
         self._publisher = node.create_publisher(kind, topic, topics.COMMAND_QOS)
 
-    def __call__(self, tick: execution.Tick, way: Sequence[Waypoint] = ()) -> None:
-        """Sends the tick's command; `way` leads to it, where the controller looks ahead."""
+    def __call__(self, tick: execution.Tick, way: Sequence[Waypoint] = (), now_ns: int = 0) -> None:
+        """Sends the tick's command. Where the controller looks ahead, `way` leads to it, from `now_ns` by the node's
+        clock."""
         raise NotImplementedError
 
     def stop(self) -> None:
@@ -62,7 +63,7 @@ class ForwardArm(Arm):
     def __init__(self, node: ExecutorNode, _executor: execution.Executor) -> None:
         super().__init__(node, Float64MultiArray, node.parameters.arm_command_topic)
 
-    def __call__(self, tick: execution.Tick, _way: Sequence[Waypoint] = ()) -> None:
+    def __call__(self, tick: execution.Tick, _way: Sequence[Waypoint] = (), _now_ns: int = 0) -> None:
         self._publisher.publish(Float64MultiArray(data=doubles(tick.positions)))
 
 
@@ -74,22 +75,24 @@ class TrajectoryArm(Arm):
     def __init__(self, node: ExecutorNode, executor: execution.Executor) -> None:
         super().__init__(node, JointTrajectory, node.parameters.trajectory_topic)
         self._names = list(executor.robot.joint_names)
-        self._clock = node.get_clock()
         self._stamped = node.parameters.trajectory_stamps
         self._adapter = TrajectoryAdapter(executor.guard, stamped=self._stamped)
 
-    def __call__(self, _tick: execution.Tick, way: Sequence[Waypoint]) -> None:
+    def __call__(self, _tick: execution.Tick, way: Sequence[Waypoint], now_ns: int) -> None:
+        points = self._adapter.points(way)
         message = JointTrajectory(joint_names=self._names)
+        begins = 0.0
         # With a stamp of zero the trajectory begins on reception.
         if self._stamped:
-            message.header.stamp = self._clock.now().to_msg()
+            begins = min(points[0].time, 0.0)
+            message.header.stamp = stamps.to_message(now_ns + round(begins * stamps.NANOSECONDS))
         message.points = [
             JointTrajectoryPoint(
                 positions=doubles(point.positions),
                 velocities=doubles(point.velocities),
-                time_from_start=Duration(seconds=point.time).to_msg(),
+                time_from_start=Duration(seconds=point.time - begins).to_msg(),
             )
-            for point in self._adapter.points(way)
+            for point in points
         ]
         self._publisher.publish(message)
 
@@ -107,7 +110,7 @@ class VelocityArm(Arm):
         self._adapter = VelocityAdapter(executor.robot, executor.guard.period)
         self._sending = False
 
-    def __call__(self, tick: execution.Tick, _way: Sequence[Waypoint] = ()) -> None:
+    def __call__(self, tick: execution.Tick, _way: Sequence[Waypoint] = (), _now_ns: int = 0) -> None:
         velocities = self._adapter.velocities(tick.positions, tick.velocities, self._measured.positions)
         self._sending = True
         self._publisher.publish(Float64MultiArray(data=doubles(velocities)))
@@ -131,7 +134,7 @@ class ImpedanceArm(Arm):
         self._clock = node.get_clock()
         self._last: JointState | None = None
 
-    def __call__(self, tick: execution.Tick, _way: Sequence[Waypoint] = ()) -> None:
+    def __call__(self, tick: execution.Tick, _way: Sequence[Waypoint] = (), _now_ns: int = 0) -> None:
         message = JointState(name=self._names, position=doubles(tick.positions), velocity=doubles(tick.velocities))
         message.header.stamp = self._clock.now().to_msg()
         self._publisher.publish(message)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
@@ -22,9 +21,10 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
 from ki_ros import chunk, msg, rig
+from ki_ros.execution import beat
 from ki_ros.execution import executor as execution
 from ki_ros.execution.barriers import SelfCollisionBarrier, WorkspaceBarrier
-from ki_ros.execution.beat import AHEAD
+from ki_ros.execution.clock_offset import ClockOffset
 from ki_ros.execution.guard import Barrier, GuardOptions
 from ki_ros.execution.pace import Pace
 from ki_ros.execution.schedule import SCHEDULES
@@ -248,6 +248,7 @@ class ExecutorNode(Node):
         self._joint_names = list(self.robot.joint_names)
         self._state_names = list(self.robot.state_names)
         self._pacing = pacing_clock(self)
+        self._clock_offset = ClockOffset()
         self._foreign: Counter[str] = Counter()
         self._last_refusal = ""
         self._last_tick: execution.Tick | None = None
@@ -437,15 +438,17 @@ class ExecutorNode(Node):
         if self._silence.check(now_ns):
             self._last_refusal = "observation: the observation node has fallen silent"
         tick = self._executor.tick(now_ns)
-        now = self.get_clock().now()
+        before_ns, now, after_ns = self._now(), self.get_clock().now(), self._now()
+        self._clock_offset.look(before_ns, now.nanoseconds, after_ns)
         if tick.positions is None:
             self._end_commands()
-        elif (way := self._executor.to_send(self._now())) is not None:
-            self._send_arm(tick, way)
+        elif (way := self._executor.to_send(sent_ns := self._now())) is not None:
+            stamp_ns = sent_ns + self._clock_offset.nanoseconds
+            self._send_arm(tick, way, stamp_ns)
             self._send_gripper(tick.gripper)
             # When the arm is to be there.
-            passed = now + Duration(seconds=way[-1].time) if way else now
-            self._publish_command(passed.to_msg(), tick)
+            passed = stamps.to_message(stamp_ns + round(way[-1].time * stamps.NANOSECONDS)) if way else now.to_msg()
+            self._publish_command(passed, tick)
         self._publish_status(now.to_msg(), tick)
         self._log_change(wall, tick)
         self._company.after(tick)
@@ -586,7 +589,7 @@ class ExecutorNode(Node):
         if problem is not None:
             return Report(ERROR if values["others"] else WARN, problem, values)
         ahead, self._executor.measured.most_future_ns = self._executor.measured.most_future_ns, 0
-        if self._begins_by_clock and ahead / stamps.NANOSECONDS > AHEAD / self.parameters.command_rate:
+        if self._begins_by_clock and ahead / stamps.NANOSECONDS > beat.ahead(1.0 / self.parameters.command_rate):
             problem = (
                 f"the driver's clock is {ahead / 1e6:.1f} ms ahead, so its controller begins trajectories too late: "
                 "let the clocks agree (chrony, PTP), or set trajectory_stamps to false"

@@ -29,7 +29,7 @@ from std_srvs.srv import SetBool, Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 from ki_ros import msg  # noqa: E402
-from ki_ros.nodes import topics  # noqa: E402
+from ki_ros.nodes import stamps, topics  # noqa: E402
 from ki_ros.nodes.executor import ExecutorNode  # noqa: E402
 from ki_ros.nodes.parameters import ParameterError  # noqa: E402
 from ki_ros.nodes.stamps import from_message  # noqa: E402
@@ -377,6 +377,10 @@ def test_joint_trajectories(graph):
     # What is left of the way to the command before, the command a period after it, and so on to rest.
     assert times[1] - times[0] == pytest.approx(0.01, abs=1e-6)
     assert times == sorted(set(times))
+    # Each begins at a waypoint behind the arm, and these lie whole periods apart whenever it was sent.
+    begun = np.array([stamps.from_message(t.header.stamp) for t in g.trajectories if in_motion(t)])
+    beside = (begun - begun[0] + 5_000_000) % 10_000_000 - 5_000_000
+    assert np.median(np.abs(beside)) < 50_000
     assert g.sent == []
 
 

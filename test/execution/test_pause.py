@@ -50,7 +50,10 @@ class Arm:
         if not self.trajectory:
             self.desired = self.end = tick.positions
             return
-        points = TrajectoryAdapter(executor.guard, stamped=True).points(executor.to_send(now))
+        way = executor.to_send(now)
+        if way is None:
+            return
+        points = [point for point in TrajectoryAdapter(executor.guard, stamped=True).points(way) if point.time > 0]
         self.times = np.array([0.0, *(point.time for point in points)])
         self.points = np.stack([self.desired, *(point.positions for point in points)])
         self.began, self.end = now, points[-1].positions
