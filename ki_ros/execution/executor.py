@@ -240,13 +240,13 @@ class Executor:
         if self.operator.stopped is not None:
             return f"it was stopped ({self.operator.stopped.value}); see that the arm may move, then reset"
         problem = self.measured.problem(now_ns) or self.measured.far_outside()
-        if problem is None and self.measured.moves(_ns(_REST)):
-            problem = "the arm moves; enable it when it stands still"
         if problem is not None:
             return problem
         if self._led_until_ns is not None and now_ns < self._led_until_ns:
             left = (self._led_until_ns - now_ns) / NANOSECONDS
             return f"the controller still brings the arm to rest; enable it in {left:.2f} s"
+        if self.measured.moves(_ns(_REST)):
+            return "the arm moves; enable it when it stands still"
         self._enabled = True
         self._enable_pending = False
         self._rests_since_ns, self._blind_ns = now_ns, now_ns - 1
