@@ -227,15 +227,16 @@ class Executor:
 
         An arm outside of its limits less the guard's margin is held exactly there, and can only be moved inwards. What
         was observed before is not followed: somebody may have moved the arm by hand since.
-        Enabling what is enabled changes nothing.
+        Enabling what is enabled changes nothing, unless it was stopped: that is refused, whether it is enabled or not.
 
         Returns None, or why it is refused; nothing has changed then.
         """
         self._enter(now_ns)
-        if self._enabled:
-            return None
+        # First: an operator who is told that it is enabled expects that it moves.
         if self.operator.stopped is not None:
             return f"it was stopped ({self.operator.stopped.value}); see that the arm may move, then reset"
+        if self._enabled:
+            return None
         problem = self.measured.problem(now_ns) or self.measured.far_outside()
         if problem is not None:
             return problem

@@ -166,6 +166,16 @@ def test_efforts_are_needed_where_they_are_limited(make_bench):
     assert bench.executor.enable(bench.now) is None
 
 
+def test_enabling_is_refused_while_stopped_also_before_it_is_disabled(bench):
+    bench.run(1.0, policy)
+    bench.executor.stop(bench.now)
+    assert bench.executor.enabled
+    assert "then reset" in bench.executor.enable(bench.now)
+    assert bench.run(1.0, policy)[-1][1].reason is Reason.STOPPED
+    bench.executor.reset(bench.now)
+    assert bench.executor.enable(bench.now) is None
+
+
 def test_joint_states_that_stop(bench):
     bench.run(1.0, policy)
     stopped = bench.now
