@@ -176,6 +176,8 @@ class Executor:
         self.holds: Counter[str] = Counter()
         """How often the arm came to be held or disabled, by the reason's value."""
         self.clock_jumps = 0
+        self.figures = ""
+        """For people: the joint, the distance and the limit of the newest GUARD_REFUSAL or TRACKING_LOST."""
         self._teleoperation = (
             Teleoperation(_ns(o.max_command_age), o.max_start_distance, o.max_target_distance)
             if o.source == "teleoperation"
@@ -230,15 +232,17 @@ class Executor:
         outside of its limits less the guard's margin is held exactly there, and can only be moved inwards. What
         was observed before is not followed: somebody may have moved the arm by hand since.
         An arm that a controller still brings to rest, by what it was sent before, is not held in the midst of that:
-        enabling is refused until then. Enabling what is enabled changes nothing.
+        enabling is refused until then. Enabling what is enabled changes nothing, unless it was stopped: that is
+        refused, whether it is enabled or not.
 
         Returns None, or why it is refused; nothing has changed then.
         """
         self._enter(now_ns)
-        if self._enabled:
-            return None
+        # First: an operator who is told that it is enabled expects that it moves.
         if self.operator.stopped is not None:
             return f"it was stopped ({self.operator.stopped.value}); see that the arm may move, then reset"
+        if self._enabled:
+            return None
         problem = self.measured.problem(now_ns) or self.measured.far_outside()
         if problem is not None:
             return problem
@@ -425,6 +429,7 @@ class Executor:
             guarded = self.guard.follow(self._wanted, self.measured.positions, step, standing)
             if guarded.refused:
                 reason = Reason.GUARD_REFUSAL
+                self.figures = "a target that is not finite"
                 self._fail(reason)
         else:
             self._motion = self._step = None
@@ -524,7 +529,9 @@ class Executor:
         if self._awaiting_rest:
             return self.operator.stopped or Reason.AWAITING_REST
         # The guard keeps a command from leading the arm by more than its limit; twice that, the arm has left by itself.
-        if np.abs(self.measured.positions - self._sent).max() > 2 * self.options.guard.max_tracking_error:
+        apart, most = np.abs(self.measured.positions - self._sent), self.options.guard.max_tracking_error
+        if apart.max() > 2 * most:
+            self.figures = f"{self._farthest(apart)} from its command; twice max_tracking_error, {most:g}, is lost"
             self._disable(Reason.TRACKING_LOST)
             return Reason.TRACKING_LOST
         if self.operator.stopped is not None:
@@ -552,9 +559,11 @@ class Executor:
     def _begin(self, step: Step) -> Reason:
         measured, before, options = self.measured.positions, self._motion, self.options
         target = target_position(step.action, step.action_space, measured)
-        furthest = options.max_start_distance if before is None else options.max_target_distance
+        limit = "max_start_distance" if before is None else "max_target_distance"
+        apart, furthest = np.abs(target - measured), getattr(options, limit)
         # Written so that a target that is not finite is refused too.
-        if not np.abs(target - measured).max() <= furthest:
+        if not apart.max() <= furthest:
+            self.figures = f"row {step.row} wants {self._farthest(apart)} from where it is; {limit} is {furthest:g}"
             self._fail(Reason.GUARD_REFUSAL)
             return Reason.GUARD_REFUSAL
         start, velocity = self.guard.decided, np.zeros(NUM_JOINTS)
@@ -574,6 +583,10 @@ class Executor:
         return Reason.NONE
 
     # What several of them need
+
+    def _farthest(self, apart: np.ndarray) -> str:
+        joint = int(np.argmax(apart))
+        return f"{self.robot.joint_names[joint]} {apart[joint]:.2f} rad"
 
     def _is_contact(self, efforts: np.ndarray) -> bool:
         most = self.options.max_effort * self.robot.effort

@@ -372,6 +372,8 @@ class ExecutorNode(Node):
         else:
             refusal = self._executor.receive_chunk(now, age, received)
             detail = f"its observation is {age / stamps.NANOSECONDS:.3f} s old"
+            if refusal is ChunkRefusal.STALE and age <= stamps.NANOSECONDS * self.parameters.max_chunk_age:
+                detail += ", from before the arm was enabled, came to rest or was last without an observation"
         if refusal is None:
             return
         if refusal is ChunkRefusal.WRONG_EPOCH:
@@ -512,13 +514,20 @@ class ExecutorNode(Node):
         if (tick.state, tick.reason) == self._said or (wall - self._said_at[kind] < 1.0 and not lost):
             return
         self._said, self._said_at[kind] = (tick.state, tick.reason), wall
-        text = f"{tick.state.name.lower()} {tick.reason.value}".strip()
+        text = self._named(tick.state, tick.reason, " ")
         if lost:
-            self.get_logger().error(f"{text}: the arm is not where it was commanded; check it, then enable again")
+            self.get_logger().error(f"{text}; check the arm, then enable again")
         elif kind == "interruption":
             self.get_logger().warning(text)
         else:
             self.get_logger().info(text)
+
+    def _named(self, state: State, reason: Reason, between: str) -> str:
+        """A state and its reason, which a disabled executor without another one would only say twice; with the figures
+        that a reason has."""
+        words = dict.fromkeys((state.name.lower(), reason.value))
+        figures = self._executor.figures if reason in (Reason.GUARD_REFUSAL, Reason.TRACKING_LOST) else ""
+        return ": ".join(filter(None, (between.join(filter(None, words)), figures)))
 
     # Reports
 
@@ -546,10 +555,12 @@ class ExecutorNode(Node):
         refused = sum(count for name, count in executor.chunks.items() if name in _BROKEN)
         new = refused > self._reported_refusals or executor.measured.refused > self._reported_joint_refusals
         self._reported_refusals, self._reported_joint_refusals = refused, executor.measured.refused
-        text = f"{state.name.lower()}: {reason.value}".rstrip(": ")
+        text = self._named(state, reason, ": ")
         if reason is Reason.STALE_JOINT_STATE and self._foreign:
             text += f"; {self.parameters.joint_states_topic} carries {'; '.join(list(self._foreign)[:2])}"
-        if reason in (Reason.NON_FINITE, Reason.INVALID_CHUNK, Reason.GUARD_REFUSAL, Reason.TRACKING_LOST):
+        if reason in (Reason.GUARD_REFUSAL, Reason.TRACKING_LOST):
+            return ERROR, text
+        if reason in (Reason.NON_FINITE, Reason.INVALID_CHUNK):
             return ERROR, f"{text}; {self._last_refusal}".rstrip("; ")
         if self._company.objected:
             return ERROR, f"{text}; {self._company.objected}; then call {topics.RESET}, then {topics.ENABLE}"

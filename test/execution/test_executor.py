@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from execution_bench import DT, EPOCH, MS, Bench
@@ -180,6 +182,16 @@ def test_efforts_are_needed_where_they_are_limited(make_bench):
     assert bench.executor.enable(bench.now) is None
 
 
+def test_enabling_is_refused_while_stopped_also_before_it_is_disabled(bench):
+    bench.run(1.0, policy)
+    bench.executor.stop(bench.now)
+    assert bench.executor.enabled
+    assert "then reset" in bench.executor.enable(bench.now)
+    assert bench.run(1.0, policy)[-1][1].reason is Reason.STOPPED
+    bench.executor.reset(bench.now)
+    assert bench.executor.enable(bench.now) is None
+
+
 def test_joint_states_that_stop(bench):
     bench.run(1.0, policy)
     stopped = bench.now
@@ -314,6 +326,7 @@ def test_an_arm_that_was_moved_away_disables_the_executor(bench):
     bench.q = bench.q - np.array([0.7, 0, 0, 0, 0, 0, 0])
     tick = bench.tick()
     assert (tick.state, tick.reason, tick.positions) == (State.DISABLED, Reason.TRACKING_LOST, None)
+    assert re.match(r"panda_joint1 0\.\d\d rad from its command; .*max_tracking_error, 0.3", bench.executor.figures)
     assert not moves(bench.run(0.5, policy))
     assert bench.executor.enable(bench.now) is None
     bench.run(0.05)
@@ -327,6 +340,9 @@ def test_a_target_far_from_the_arm_is_refused(bench):
         if tick.reason is Reason.GUARD_REFUSAL:
             held = tick.positions
     assert tick.reason in (Reason.GUARD_REFUSAL, Reason.WAITING_FOR_CHUNK)
+    # The joint that is farthest: the fourth, whose positions are below zero.
+    told = r"row \d+ wants panda_joint4 1\d\.\d\d rad from where it is; max_start_distance is 0.3"
+    assert re.fullmatch(told, bench.executor.figures)
     assert np.abs(held - last).max() < 0.2  # what was left of the good chunk
     assert moves(bench.run(0.5, policy))
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import time
 
 import numpy as np
@@ -313,6 +314,17 @@ def test_a_malformed_chunk_holds_until_a_good_one(running, changes):
     g.chunk_publisher.publish(g.chunk(**changes))
     g.until(lambda: g.last == (HOLDING, "invalid_chunk"))
     g.execute()
+
+
+def test_a_far_row_is_named_with_its_joint_distance_and_limit(running):
+    """And not with what went wrong before it: an observation that was refused when the graph started, say."""
+    g, near = running, running.chunk
+    far = array.array("f", [9.0, *g.q[1:], 0.0] * 15)
+    g.chunk = lambda: near(action_space="joint_position", actions=far)
+    g.until(lambda: g.last == (HOLDING, "guard_refusal"))
+    g.node._last_refusal = "observation: no message has arrived"
+    told = r"holding: guard_refusal: row \d+ wants panda_joint1 \d\.\d\d rad from where it is; max_\w+ is 0\.\d+"
+    g.until(lambda: re.fullmatch(told, g.diagnostics.get("executor", {}).get("message", "")), "the figures")
 
 
 def test_faults_hold_in_time(running):
