@@ -245,7 +245,7 @@ def test_the_fast_dds_profile_is_chosen_unless_there_is_one(monkeypatch):
     segments = [int(e.text) for e in ElementTree.parse(profile).iter() if e.tag.endswith("segment_size")]
     assert max(segments) >= 3 * 1280 * 720 * 4, "three 720p frames must fit into shared memory"
     several = bringup.environment(sim=False, nodes="policy")["FASTRTPS_DEFAULT_PROFILES_FILE"]
-    (message,) = (int(e.text) for e in ElementTree.parse(several).iter() if e.tag.endswith("maxMessageSize"))
+    (message,) = (int(e.text) for e in ElementTree.parse(several).iter() if e.tag.endswith("value"))
     assert message <= 1280 - 48, "a message must fit into a packet, a VPN's too"
     monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "/mine.xml")
     assert not any("PROFILES" in name for name in bringup.environment(sim=False))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from fake_rig import FakeRig
-from faults import holds
+from faults import holds, instruct
 from waiting import wait
 
 from ki_ros import bringup
@@ -101,18 +100,9 @@ def graph(tmp_path_factory, network, spinner) -> Iterator[tuple[Counting, Graph,
     with Graph(here, directory / "logs") as graph:
         graph.run("policy's machine", ["sh", str(HERE / "machine.sh"), POLICY_MACHINE, sys.executable, *there])
         wait(rig.service_is_ready, "the executor's services", check=graph.check)
-        # An answer that is sent before discovery has told the server of the client is lost, and asked for again.
-        wait(lambda: _answers(rig), "answer of set_instruction", check=graph.check)
+        instruct(rig, "put the marker in the pot")
         wait(rig.executing, "execution", check=graph.check)
         yield rig, graph, network
-
-
-def _answers(rig: Counting) -> bool:
-    future = rig.call_set_instruction("put the marker in the pot")
-    deadline = time.monotonic() + 5.0
-    while not future.done() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return future.done()
 
 
 def test_the_cable_is_pulled(graph):
