@@ -1,4 +1,4 @@
-"""`ki-ros bags check`: what recordings are worth, as a table, as figures, and as a picture of each episode."""
+"""`ki-ros bags check`: what recordings are worth, in words, as figures, and as a picture of each episode."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.padding import Padding
 
 from ki_ros.commands.progress import progress_bar
 from ki_ros.data.actions import CommandTopics
@@ -31,7 +30,7 @@ def check_bags(
     pictures: Path | None = None,
     params_file: Path | None = None,
 ) -> int:
-    """Checks every bag below a directory and prints a table; returns the exit status.
+    """Checks every bag below a directory and prints what they are worth; returns the exit status.
 
     Arguments as in `ki_ros.cli.Bags`. With `strict` the status is 1 when a verdict is bad, or a bag has no episode.
 
@@ -48,7 +47,6 @@ def check_bags(
     commands = None if params_file is None else CommandTopics.from_parameter_file(params_file)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-    table = _table()
     verdicts: Counter[Verdict] = Counter()
     unread: list[str] = []
     rows = []
@@ -56,15 +54,14 @@ def check_bags(
         for bag in bar.track(bags):
             check = check_bag(bag, streams, commands)
             name = bag_name(bag, directory)
-            _add(table, name, check)
+            for _, figures in check.episodes:
+                _print(name, figures)
             verdicts += Counter(figures.verdict for _, figures in check.episodes)
             if check.error:
                 unread.append(check.error)
             rows.append(as_json(check))
             if pictures is not None:
                 _draw(check, name, pictures)
-    if table.row_count:
-        console.print(table)
     for error in unread:
         console.print(f"[red]no episode:[/] {escape(error)}", highlight=False, soft_wrap=True)
     counts = [f"[{_COLOURS[verdict]}]{verdicts[verdict]} {verdict.value}[/]" for verdict in Verdict]
@@ -92,50 +89,32 @@ def _draw(check: BagCheck, name: str, directory: Path) -> None:
         draw_episode(episode, figures, directory / f"{stem}.png")
 
 
-def _table() -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=False)
-    table.add_column("episode", overflow="fold")
-    table.add_column("instruction, outcome", overflow="fold", max_width=28)
-    table.add_column("length")
-    table.add_column("streams: rate, longest gap, missing", no_wrap=True)
-    table.add_column("skew", justify="right")
-    table.add_column("limits")
-    table.add_column("idle", justify="right")
-    table.add_column("verdict", overflow="fold", max_width=44)
-    return table
-
-
-def _add(table: Table, name: str, check: BagCheck) -> None:
-    for _, figures in check.episodes:
-        table.add_row(
-            # The recorder's directories are named after the time and the episode.
-            escape(name if name.endswith(figures.id) else f"{name}: {figures.id}"),
-            f"{escape(figures.instruction) or '[red]none[/]'}\n[dim]{figures.outcome}, {figures.action_source}[/]",
-            f"{figures.seconds:.1f} s\n{figures.steps} steps\n{figures.segments} segment{'s' * (figures.segments > 1)}",
-            "\n".join(_stream(stream, each) for stream, each in figures.streams.items()),
-            f"{figures.skew[0] * 1e3:.0f} ms\n≤ {figures.skew[1] * 1e3:.0f} ms",
-            _limits(figures),
-            f"{figures.idle_share:.0%}",
-            _verdict(figures),
-        )
-        table.add_row()
+def _print(name: str, figures: EpisodeFigures) -> None:
+    """An episode in lines that a terminal of 80 columns holds, the verdict in the first."""
+    colour = _COLOURS[figures.verdict]
+    # The recorder's directories are named after the time and the episode.
+    title = name if name.endswith(figures.id) else f"{name}: {figures.id}"
+    console.print(f"[{colour}]{figures.verdict.value:<8}[/] [bold]{escape(title)}[/]", highlight=False, soft_wrap=True)
+    for line in (
+        f"{escape(repr(figures.instruction)) if figures.instruction else '[red]no instruction[/]'}, {figures.outcome}",
+        f"{figures.seconds:.1f} s, {_counted(figures.steps, 'step')}, {_counted(figures.segments, 'segment')}, "
+        f"{figures.idle_share:.0%} idle, actions: {escape(figures.action_source)}",
+        *(_stream(stream, each) for stream, each in figures.streams.items()),
+        f"skew {figures.skew[0] * 1e3:.0f} ms, at most {figures.skew[1] * 1e3:.0f} ms; {_limits(figures)}",
+        *(f"[{_COLOURS[finding.verdict]}]-[/] {escape(finding.text)}" for finding in figures.findings),
+    ):
+        console.print(Padding(line, (0, 0, 0, 9)), highlight=False)
+    console.print()
 
 
 def _stream(name: str, stream: StreamFigures) -> str:
     if stream.rate is None:
         return f"{name:<12} one message"
-    lost = f"[yellow]{stream.lost}[/]" if stream.lost else "0"
-    return f"{name:<12} {stream.rate:6.1f} Hz {stream.longest_gap * 1e3:5.0f} ms {lost}"
+    lost = f"[yellow]{stream.lost} missing[/]" if stream.lost else "none missing"
+    return f"{name:<12} {stream.rate:6.1f} Hz, longest gap {stream.longest_gap * 1e3:.0f} ms, {lost}"
 
 
 def _limits(figures: EpisodeFigures) -> str:
-    position = f"{figures.position_excess:.3f} rad over" if figures.position_excess else "within"
-    tracking = "none" if figures.tracking is None else f"{figures.tracking:.3f} rad"
-    return f"position {position}\nvelocity {figures.velocity_share:.0%}\ncommand {tracking}"
-
-
-def _verdict(figures: EpisodeFigures) -> str:
-    colour = _COLOURS[figures.verdict]
-    lines = [f"[{colour}]{figures.verdict.value}[/]"]
-    lines += [f"[{_COLOURS[finding.verdict]}]-[/] {escape(finding.text)}" for finding in figures.findings]
-    return "\n".join(lines)
+    position = f"position {figures.position_excess:.3f} rad beyond" if figures.position_excess else "position within"
+    tracking = "no command" if figures.tracking is None else f"{figures.tracking:.3f} rad from the command"
+    return f"{position} the limits, velocity {figures.velocity_share:.0%}, {tracking}"

@@ -157,9 +157,11 @@ def test_a_killed_recording(tmp_path):
     assert says(checked(tmp_path, made), Verdict.DOUBTFUL, "its end was not recorded")
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, columns: int = 200) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ki_ros.cli", "bags", "check", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={"COLUMNS": "200"}, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={"COLUMNS": str(columns)}, check=False
+    )
 
 
 def test_the_command(tmp_path):
@@ -181,6 +183,17 @@ def test_the_command(tmp_path):
     with Image.open(pictures / "good.png") as picture:
         assert picture.width > 1000
     assert run(bags, "--strict").returncode == 1
+
+
+def test_figures_and_verdicts_are_whole_on_80_columns(tmp_path):
+    demonstration().write(tmp_path / "20261128T005939Z_71ffd5fb0a")
+    done = run(tmp_path, columns=80)
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert "'wipe the table', success" in lines
+    assert "joint_states  200.0 Hz, longest gap 5 ms, none missing" in lines
+    assert any(line.startswith("good ") and "20261128T005939Z_71ffd5fb0a" in line for line in lines)
+    assert "…" not in done.stdout
 
 
 def test_a_directory_without_bags(tmp_path):

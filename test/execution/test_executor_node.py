@@ -452,7 +452,8 @@ def test_the_operator_stops_resets_and_sets_the_speed(graph):
     g.until(lambda: g.last == (HOLDING, "stopped") and not any(g.commands[-1].velocity), "rest")
     at = list(g.commands[-1].position[:7])
     response = g.enable(True)
-    assert response.success, "it is enabled already"
+    assert not response.success, "it would be taken to move again"
+    assert "reset" in response.message
     g.spin(0.3)
     assert g.last == (HOLDING, "stopped")
     assert list(g.commands[-1].position[:7]) == at
