@@ -110,7 +110,7 @@ def press(rig: SteppedRig, chance: random.Random) -> tuple[float, float]:
 
     wait(stands, "rest")
     # The policy goes on asking for motion, and so does whoever enables without a reset.
-    assert answered(rig.call_enable(), topics.ENABLE).success, "it is enabled already"
+    assert not answered(rig.call_enable(), topics.ENABLE).success, "it would be taken to move again"
     ticks(rig, 10)
 
     statuses = [(seconds(status.header.stamp), status) for _, status in rig.statuses[told:]]
