@@ -53,6 +53,7 @@ from rich.table import Table
 from ki_ros.data.droid import Episode
 from ki_ros.model.config import PRESETS, KIConfig
 from ki_ros.model.engine import ENGINES, FusedEngine, ReferenceEngine, compare, make_engine, random_input
+from ki_ros.model.engine.product import can_block, product
 from ki_ros.model.model import KIModel
 from ki_ros.model.normalize import NormStats
 from ki_ros.model.rtc import Guidance, soft_mask
@@ -253,11 +254,14 @@ def floor_of(config: KIConfig, options: argparse.Namespace, device: torch.device
 
 
 def product_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Best of some large matrix products [flop/s]."""
+    """Best of some large matrix products, with plain and with blocked weights [flop/s]."""
     size = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    times = take_turns({"product": lambda: torch.nn.functional.linear(a, b)}, 12, device)["product"]
-    return 2 * size**3 / min(times)
+    kinds = {False, can_block([b])}
+    products = {kind: product(b, size, blocked=kind) for kind in kinds}
+    with torch.no_grad():
+        times = take_turns({str(kind): lambda each=each: each(a) for kind, each in products.items()}, 12, device)
+    return 2 * size**3 / min(min(taken) for taken in times.values())
 
 
 def memory_rate(device: torch.device) -> float:
