@@ -171,8 +171,7 @@ def _nodes(settings: Settings) -> list[str]:
     chosen = settings.nodes.replace(",", " ").split()
     for name in chosen:
         if name not in NODE_NAMES:
-            near = difflib.get_close_matches(name, NODE_NAMES, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"give some of {', '.join(NODE_NAMES)}"
+            hint = _nearest_node(name) or f"give some of {', '.join(NODE_NAMES)}"
             raise BringupError(f"nodes is {settings.nodes!r}: no node is called {name!r}; {hint}")
     optional = {"simulator": (settings.sim, "sim:=true"), "recorder": (records(settings), "record:=true")}
     for name, (wanted, argument) in optional.items():
@@ -180,6 +179,12 @@ def _nodes(settings: Settings) -> list[str]:
             raise BringupError(f"nodes is {settings.nodes!r}, but the graph has no {name}; give {argument} too")
     absent = {name for name, (wanted, _) in optional.items() if not wanted}
     return [name for name in NODE_NAMES if name not in absent and (not chosen or name in chosen)]
+
+
+def _nearest_node(name: str) -> str:
+    """Asks for the node whose name is like that; empty where none is."""
+    near = difflib.get_close_matches(name, NODE_NAMES, n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def records(settings: Settings) -> bool:
@@ -206,8 +211,7 @@ def check_params_file(path: Path) -> None:
     for key, value in content.items():
         name = str(key).lstrip("/")
         if name not in (*NODE_NAMES, "**"):
-            near = difflib.get_close_matches(name, NODE_NAMES, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the nodes are {', '.join(NODE_NAMES)}"
+            hint = _nearest_node(name) or f"the nodes are {', '.join(NODE_NAMES)}"
             raise BringupError(f"params_file {str(path)!r}: no node is called {key!r}; {hint}")
         if not isinstance(value, dict) or set(value) != {"ros__parameters"}:
             raise BringupError(f"params_file {str(path)!r}: {key!r} must hold one mapping, ros__parameters")

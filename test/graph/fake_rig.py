@@ -23,6 +23,19 @@ CAMERA_PERIOD = 1 / 30
 JOINT_PERIOD = 1 / 100
 CHUNK_PERIOD = 1 / 15
 
+GRAPH_PARAMETERS = """
+observation:
+  ros__parameters:
+    exterior_1: {topic: /camera/exterior_1/image_raw}
+    wrist: {topic: /camera/wrist/image_raw}
+policy:
+  ros__parameters: {preset: ki_tiny, allow_untrained: true, threads: 1, seed: 0}
+executor:
+  # Half of the usual rate: what is asserted does not depend on it, and a slow machine keeps up.
+  ros__parameters: {enabled_at_start: true, command_rate: 50.0}
+"""
+"""Of the graph on such a rig, with the small policy."""
+
 SWING = 0.14
 """How far MovingRig's policy swings every joint to either side [rad]: half of the way that motion may begin with."""
 

@@ -7,7 +7,7 @@ import time
 from copy import deepcopy
 
 import pytest
-from fake_rig import CAMERAS, STREAMS, FakeRig
+from fake_rig import CAMERAS, GRAPH_PARAMETERS, STREAMS, FakeRig
 from faults import Hold, answered, holds, in_time, instruct, longest_pause, note, seconds
 from processes import Participant, revive, send
 from rclpy.parameter import Parameter
@@ -20,18 +20,6 @@ from ki_ros.nodes.observation import ObservationNode
 
 pytestmark = pytest.mark.graph
 
-PARAMETERS = """
-observation:
-  ros__parameters:
-    exterior_1: {topic: /camera/exterior_1/image_raw}
-    wrist: {topic: /camera/wrist/image_raw}
-policy:
-  ros__parameters: {preset: ki_tiny, allow_untrained: true, threads: 1, seed: 0}
-executor:
-  # Half of the usual rate: what is asserted does not depend on it, and a slow machine keeps up.
-  ros__parameters: {enabled_at_start: true, command_rate: 50.0}
-"""
-
 BLIND = {"observation_refused"}
 CHUNKS_END = {"stale_chunk", "chunk_exhausted"}
 
@@ -41,7 +29,7 @@ def graph(tmp_path_factory, spinner):
     """A rig, and the graph on it."""
     directory = tmp_path_factory.mktemp("graph")
     file = directory / "params.yaml"
-    file.write_text(PARAMETERS)
+    file.write_text(GRAPH_PARAMETERS)
     rig = FakeRig(context=spinner.context)
     spinner.start(rig)
     with Graph(bringup.Settings(params_file=str(file)), directory / "logs") as graph:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
-from fake_rig import FakeRig
+from fake_rig import GRAPH_PARAMETERS, FakeRig
 from faults import holds, instruct
 from waiting import wait
 
@@ -22,20 +22,6 @@ POLICY_MACHINE = os.environ["KI_ROS_TEST_POLICY_MACHINE"]
 """Network namespace of the policy's machine."""
 
 HERE = Path(__file__).parent
-
-OUTCOMES = ("chunks", "refused", "failed", "without_instruction", "other_epoch", "observations_superseded")
-"""What can become of an observation that has come to the policy node: counted by its diagnostics."""
-
-PARAMETERS = """
-observation:
-  ros__parameters:
-    exterior_1: {topic: /camera/exterior_1/image_raw}
-    wrist: {topic: /camera/wrist/image_raw}
-policy:
-  ros__parameters: {preset: ki_tiny, allow_untrained: true, threads: 1, seed: 0}
-executor:
-  ros__parameters: {enabled_at_start: true, command_rate: 50.0}
-"""
 
 
 class Network:
@@ -68,7 +54,7 @@ class Counting(FakeRig):
         for status in message.status:
             values = {pair.key: pair.value for pair in status.values}
             if status.name == "policy: policy":
-                self.arrived = sum(int(values[name]) for name in OUTCOMES)
+                self.arrived = int(values["observations"])
             if status.name == "observation: observation":
                 self.made = int(values["published"])
 
@@ -92,7 +78,7 @@ def graph(tmp_path_factory, network, spinner) -> Iterator[tuple[Counting, Graph,
     """A rig, observation and executor here, the policy there, and what joins them."""
     directory = tmp_path_factory.mktemp("graph")
     file = directory / "params.yaml"
-    file.write_text(PARAMETERS)
+    file.write_text(GRAPH_PARAMETERS)
     rig = Counting(context=spinner.context)
     spinner.start(rig)
     here = bringup.Settings(nodes="observation,executor", params_file=str(file))

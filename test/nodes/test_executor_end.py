@@ -22,6 +22,7 @@ from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.node import Node  # noqa: E402
 from rclpy.qos import QoSProfile  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
+from spinning import spin_until  # noqa: E402
 from std_msgs.msg import Empty, Float64MultiArray  # noqa: E402
 
 from ki_ros import msg  # noqa: E402
@@ -104,10 +105,7 @@ class Arm:
         self.context.shutdown()
 
     def until(self, condition, what: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, f"waited in vain: {what}"
-            self.spinner.spin_once(timeout_sec=0.05)
+        spin_until(self.spinner, condition, what, PATIENCE)
 
     def _on_velocities(self, message: Float64MultiArray) -> None:
         self.velocity = np.array(message.data)

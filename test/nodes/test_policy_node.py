@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +20,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from recording_graph import free_domain
 from sensor_msgs.msg import Image
+from spinning import spin_until
 
 from ki_ros import msg
 from ki_ros.nodes import topics
@@ -61,10 +61,7 @@ class Graph:
         self.context.shutdown()
 
     def until(self, condition, what: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, f"waited in vain: {what}"
-            self.spinner.spin_once(timeout_sec=0.05)
+        spin_until(self.spinner, condition, what, PATIENCE)
 
     def call(self, client, request):
         self.until(client.service_is_ready, "the service")
