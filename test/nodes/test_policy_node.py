@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import array
+import math
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -25,7 +27,7 @@ from spinning import spin_until
 from ki_ros import msg
 from ki_ros.nodes import topics
 from ki_ros.nodes.policy import PolicyNode
-from ki_ros.rig import RESET_JOINT_POSITIONS
+from ki_ros.rig import CONTROL_HZ, RESET_JOINT_POSITIONS
 
 pytestmark = pytest.mark.graph
 
@@ -46,6 +48,7 @@ class Graph:
         self.spinner.add_node(self.other)
         self.spinner.add_node(self.node)
         self.chunks: list[msg.ActionChunk] = []
+        self._observed_at = -math.inf
         self.diagnosis = ""
         self.other.create_subscription(msg.ActionChunk, topics.ACTION_CHUNK, self.chunks.append, topics.NEWEST_QOS)
         self.other.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
@@ -84,6 +87,11 @@ class Graph:
         assert self._epochs.wait_for_all_acked(Duration(seconds=PATIENCE))
 
     def observe(self, epoch: int) -> None:
+        """Publishes an observation, at a robot's rate: a flood would leave the inference in this process no time."""
+        now = time.monotonic()
+        if now - self._observed_at < 1 / CONTROL_HZ:
+            return
+        self._observed_at = now
         message = msg.Observation(epoch=epoch, instruction="reach the red block", state=[*RESET_JOINT_POSITIONS, 0.0])
         message.header.stamp = self.other.get_clock().now().to_msg()
         for role in ("exterior_1", "wrist"):
